@@ -1,0 +1,1 @@
+//! The Kubernetes wire: type table, codecs, patches, selectors, quantities, Status, watch frames. No IO.

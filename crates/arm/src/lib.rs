@@ -1,0 +1,1 @@
+//! The ARM front door: ids, envelopes, dated versions, long-running operations, tokens.

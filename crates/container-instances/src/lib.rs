@@ -1,0 +1,1 @@
+//! Container groups: the engine side, quotas, meter.

@@ -1,0 +1,1 @@
+//! The node core and the kubelet HTTP API.

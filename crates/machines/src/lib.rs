@@ -1,0 +1,1 @@
+//! Machine providers (namespaces first), the host agent, the Dialer.

@@ -1,0 +1,1 @@
+//! AKS itself: cluster lifecycle, agent pools, credentials, LoadBalancer Services.

@@ -1,0 +1,1 @@
+//! Client over a tower service, informer store of bytes, keyed queue, plan executor.

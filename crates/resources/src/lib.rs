@@ -1,0 +1,12 @@
+//! The platform's own kinds: every intent of the platform and its status is one of these objects in the home cluster.
+//!
+//! All kinds are cluster-scoped in `oaks.internal/v1alpha1`. ARM-backed kinds carry an [`ArmSpec`]: the id in its first
+//! casing and the ARM body exactly as sent; the typed views in [`views`] are parsed from the body where they are needed.
+//! Kinds without an ARM twin ([`Machine`], [`VirtualNode`]) have a typed spec. No IO happens here.
+
+pub mod id;
+pub mod kinds;
+pub mod views;
+
+pub use id::{ArmId, object_name};
+pub use kinds::*;

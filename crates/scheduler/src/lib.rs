@@ -1,0 +1,1 @@
+//! Pure placement, and the loop that binds.

@@ -1,0 +1,1 @@
+//! Services to nftables, and the cluster DNS.

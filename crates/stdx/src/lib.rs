@@ -1,0 +1,1 @@
+//! Clock, seeded randomness, backoff, bounded queue, error-chain printer.

@@ -1,0 +1,1 @@
+//! Revisioned byte KV with transactions and watch. Knows no Kubernetes.

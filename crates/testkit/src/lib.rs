@@ -1,0 +1,1 @@
+//! Hosts, test clusters, fakes, connectivity matrix, world checker (dev only).

@@ -1,0 +1,1 @@
+//! The virtual kubelet: the kubelet core over container instances.
