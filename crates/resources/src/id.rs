@@ -37,8 +37,12 @@ impl ArmId {
             return Err(IdError::NoSubscription { id: id.to_owned() });
         };
         let rest: Vec<&str> = parts.collect();
-        let mut out =
-            Self { subscription: subscription.to_owned(), resource_group: None, provider: String::new(), segments: vec![] };
+        let mut out = Self {
+            subscription: subscription.to_owned(),
+            resource_group: None,
+            provider: String::new(),
+            segments: vec![],
+        };
         let mut at = 0;
         if rest.first().is_some_and(|p| p.eq_ignore_ascii_case("resourceGroups")) {
             let name = rest.get(1).ok_or_else(|| IdError::Dangling { id: id.to_owned() })?;
@@ -46,7 +50,9 @@ impl ArmId {
             at = 2;
         }
         if rest.get(at).is_some_and(|p| p.eq_ignore_ascii_case("providers")) {
-            let ns = rest.get(at + 1).ok_or_else(|| IdError::Dangling { id: id.to_owned() })?;
+            let ns = rest
+                .get(at + 1)
+                .ok_or_else(|| IdError::Dangling { id: id.to_owned() })?;
             out.provider = (*ns).to_owned();
             at += 2;
         }
@@ -96,7 +102,11 @@ pub fn object_name(arm_id: &str) -> String {
     let hash = Sha256::digest(folded.as_bytes());
     let hex: String = hash[..6].iter().map(|b| format!("{b:02x}")).collect();
     let last = folded.rsplit('/').next().unwrap_or_default();
-    let slug: String = last.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).take(40).collect();
+    let slug: String = last
+        .chars()
+        .map(|c| if c.is_ascii_alphanumeric() { c } else { '-' })
+        .take(40)
+        .collect();
     let slug = slug.trim_matches('-');
     if slug.is_empty() { hex } else { format!("{slug}-{hex}") }
 }
@@ -124,7 +134,13 @@ mod tests {
 
     #[test]
     fn refuses_a_dangling_type() {
-        assert!(matches!(ArmId::parse("/subscriptions/s/resourceGroups"), Err(IdError::Dangling { .. })));
-        assert!(matches!(ArmId::parse("/resourceGroups/x"), Err(IdError::NoSubscription { .. })));
+        assert!(matches!(
+            ArmId::parse("/subscriptions/s/resourceGroups"),
+            Err(IdError::Dangling { .. })
+        ));
+        assert!(matches!(
+            ArmId::parse("/resourceGroups/x"),
+            Err(IdError::NoSubscription { .. })
+        ));
     }
 }

@@ -145,6 +145,10 @@ kind!(
     ContainerGroup, "containergroups", ArmSpec, ArmStatus
 );
 kind!(
+    /// `Microsoft.Authorization/roleAssignments` at any scope.
+    RoleAssignment, "roleassignments", ArmSpec, ArmStatus
+);
+kind!(
     /// One machine: a node of a cluster in namespaces of its own on some host.
     Machine, "machines", MachineSpec, MachineStatus
 );
@@ -246,6 +250,17 @@ pub struct OperationSpec {
     pub resource: String,
     /// `PUT`, `DELETE`, `POST <action>`.
     pub verb: String,
+    /// Kind whose object carries the work (an agent pool's work shows at its ManagedCluster), by plural and object name.
+    #[serde(default)]
+    pub plural: String,
+    #[serde(default)]
+    pub object: String,
+    /// The object's uid and the generation that this operation wrote: done when status has observed it, or when a deleted
+    /// object of this uid is gone.
+    #[serde(default)]
+    pub uid: String,
+    #[serde(default)]
+    pub generation: i64,
     pub start_time: String,
 }
 
@@ -267,9 +282,27 @@ const NODE: (&str, &str, &str) = ("Node", "string", ".spec.nodeName");
 
 /// Every platform kind, in dependency order (parents first).
 pub const KINDS: &[KindInfo] = &[
-    KindInfo { kind: "ResourceGroup", plural: "resourcegroups", singular: "resourcegroup", short_names: &["rg"], columns: &[STATE, ID] },
-    KindInfo { kind: "VirtualNetwork", plural: "virtualnetworks", singular: "virtualnetwork", short_names: &["vnet"], columns: &[STATE, ID] },
-    KindInfo { kind: "NetworkInterface", plural: "networkinterfaces", singular: "networkinterface", short_names: &["nic"], columns: &[STATE, ID] },
+    KindInfo {
+        kind: "ResourceGroup",
+        plural: "resourcegroups",
+        singular: "resourcegroup",
+        short_names: &["rg"],
+        columns: &[STATE, ID],
+    },
+    KindInfo {
+        kind: "VirtualNetwork",
+        plural: "virtualnetworks",
+        singular: "virtualnetwork",
+        short_names: &["vnet"],
+        columns: &[STATE, ID],
+    },
+    KindInfo {
+        kind: "NetworkInterface",
+        plural: "networkinterfaces",
+        singular: "networkinterface",
+        short_names: &["nic"],
+        columns: &[STATE, ID],
+    },
     KindInfo {
         kind: "PublicIPAddress",
         plural: "publicipaddresses",
@@ -277,13 +310,62 @@ pub const KINDS: &[KindInfo] = &[
         short_names: &["pip"],
         columns: &[STATE, ("Address", "string", ".status.properties.ipAddress"), ID],
     },
-    KindInfo { kind: "LoadBalancer", plural: "loadbalancers", singular: "loadbalancer", short_names: &["lb"], columns: &[STATE, ID] },
-    KindInfo { kind: "ManagedCluster", plural: "managedclusters", singular: "managedcluster", short_names: &["aks"], columns: &[STATE, ID] },
-    KindInfo { kind: "AgentPool", plural: "agentpools", singular: "agentpool", short_names: &["pool"], columns: &[STATE, ID] },
-    KindInfo { kind: "ContainerGroup", plural: "containergroups", singular: "containergroup", short_names: &["aci"], columns: &[STATE, ID] },
-    KindInfo { kind: "Machine", plural: "machines", singular: "machine", short_names: &["vm"], columns: &[PHASE, NODE] },
-    KindInfo { kind: "VirtualNode", plural: "virtualnodes", singular: "virtualnode", short_names: &["vn"], columns: &[PHASE, NODE] },
-    KindInfo { kind: "Operation", plural: "operations", singular: "operation", short_names: &[], columns: &[("Status", "string", ".status.status")] },
+    KindInfo {
+        kind: "LoadBalancer",
+        plural: "loadbalancers",
+        singular: "loadbalancer",
+        short_names: &["lb"],
+        columns: &[STATE, ID],
+    },
+    KindInfo {
+        kind: "ManagedCluster",
+        plural: "managedclusters",
+        singular: "managedcluster",
+        short_names: &["aks"],
+        columns: &[STATE, ID],
+    },
+    KindInfo {
+        kind: "AgentPool",
+        plural: "agentpools",
+        singular: "agentpool",
+        short_names: &["pool"],
+        columns: &[STATE, ID],
+    },
+    KindInfo {
+        kind: "ContainerGroup",
+        plural: "containergroups",
+        singular: "containergroup",
+        short_names: &["aci"],
+        columns: &[STATE, ID],
+    },
+    KindInfo {
+        kind: "RoleAssignment",
+        plural: "roleassignments",
+        singular: "roleassignment",
+        short_names: &[],
+        columns: &[ID],
+    },
+    KindInfo {
+        kind: "Machine",
+        plural: "machines",
+        singular: "machine",
+        short_names: &["vm"],
+        columns: &[PHASE, NODE],
+    },
+    KindInfo {
+        kind: "VirtualNode",
+        plural: "virtualnodes",
+        singular: "virtualnode",
+        short_names: &["vn"],
+        columns: &[PHASE, NODE],
+    },
+    KindInfo {
+        kind: "Operation",
+        plural: "operations",
+        singular: "operation",
+        short_names: &[],
+        columns: &[("Status", "string", ".status.status")],
+    },
 ];
 
 /// OpenAPI v3 schema that every platform kind shares: metadata plus open `spec` and `status`.

@@ -7,6 +7,7 @@
 pub mod id;
 pub mod kinds;
 pub mod views;
+pub mod vm_size;
 
 pub use id::{ArmId, object_name};
 pub use kinds::*;
