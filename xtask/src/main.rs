@@ -1,1 +1,37 @@
-fn main() {}
+//! The one entry for people and CI: `cargo xtask <verb>`.
+//!
+//! Depends on nothing heavy, so that it builds in seconds and when the tree does not.
+
+mod setup;
+mod sh;
+mod test;
+mod tidy;
+mod up;
+
+use anyhow::{Result, bail};
+
+const HELP: &str = "\
+cargo xtask <verb>
+
+  up       set up a bare machine, build, start Oaks, run the demo application on it
+  test     set up, then every test (what CI runs)
+  tidy     structure, formats, lints (fast)
+  setup    only the set-up of `test` and `up`
+";
+
+fn main() -> Result<()> {
+    let mut args = std::env::args().skip(1);
+    let verb = args.next().unwrap_or_default();
+    let rest: Vec<String> = args.collect();
+    match verb.as_str() {
+        "up" => up::run(&rest),
+        "test" => test::run(&rest),
+        "tidy" => tidy::run(&rest),
+        "setup" => setup::run(&rest),
+        "" | "help" | "--help" | "-h" => {
+            print!("{HELP}");
+            Ok(())
+        }
+        other => bail!("unknown verb {other:?}\n\n{HELP}"),
+    }
+}

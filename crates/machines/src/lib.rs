@@ -1,1 +1,8 @@
-//! Machine providers (namespaces first), the host agent, the Dialer.
+//! Machines: nodes of a cluster that live in namespaces of their own, the host agent that keeps them and the VNet data
+//! plane equal to the objects in home, and the way inward to nodes and pods.
+//!
+//! Data flow: home objects -> [`agent`] (plan: [`agent::plan`], pure) -> `vnet::Fabric` and [`namespace`] machines -> status.
+
+pub mod namespace;
+mod sys;
+pub mod tree;

@@ -202,9 +202,18 @@ pub struct RegistryAuth {
 /// What happened to a container; a hint to look, never the only source of truth.
 #[derive(Clone, Debug)]
 pub enum RuntimeEvent {
-    ContainerStarted { pod_uid: String, container_id: String },
-    ContainerStopped { pod_uid: String, container_id: String },
-    SandboxStopped { pod_uid: String, sandbox_id: String },
+    ContainerStarted {
+        pod_uid: String,
+        container_id: String,
+    },
+    ContainerStopped {
+        pod_uid: String,
+        container_id: String,
+    },
+    SandboxStopped {
+        pod_uid: String,
+        sandbox_id: String,
+    },
     /// Events were dropped: list again.
     Lagged,
 }
@@ -247,7 +256,11 @@ pub enum Error {
     #[error("{doing}: {reason}")]
     Runtime { doing: String, reason: String },
     #[error("{doing}")]
-    Io { doing: String, #[source] source: std::io::Error },
+    Io {
+        doing: String,
+        #[source]
+        source: std::io::Error,
+    },
     #[error("{doing} did not finish within {ms} ms")]
     Timeout { doing: String, ms: u64 },
     #[error("{feature} is not supported by this runtime")]
@@ -277,7 +290,12 @@ pub trait Runtime: Send + Sync + 'static {
 
     async fn exec(&self, container_id: &str, request: ExecRequest) -> Result<ExecSession, Error>;
     /// Runs `argv` to its end: `(exit code, stdout, stderr)`, each output cut at 16 KiB. Killed at `timeout_ms`.
-    async fn exec_sync(&self, container_id: &str, argv: Vec<String>, timeout_ms: u64) -> Result<(i32, Bytes, Bytes), Error>;
+    async fn exec_sync(
+        &self,
+        container_id: &str,
+        argv: Vec<String>,
+        timeout_ms: u64,
+    ) -> Result<(i32, Bytes, Bytes), Error>;
     async fn attach(&self, container_id: &str, stdin: bool) -> Result<ExecSession, Error>;
     /// A connection to `port` inside the sandbox's network namespace (port-forward, probes against 127.0.0.1).
     async fn dial(&self, sandbox_id: &str, port: u16) -> Result<tokio::net::TcpStream, Error>;
@@ -300,7 +318,12 @@ pub trait Images: Send + Sync + 'static {
 #[async_trait]
 pub trait Network: Send + Sync + 'static {
     /// Attaches the namespace at `netns` (a bind-mounted path); addresses, primary first.
-    async fn attach(&self, sandbox_id: &str, config: &SandboxConfig, netns: &std::path::Path) -> Result<Vec<IpAddr>, Error>;
+    async fn attach(
+        &self,
+        sandbox_id: &str,
+        config: &SandboxConfig,
+        netns: &std::path::Path,
+    ) -> Result<Vec<IpAddr>, Error>;
     /// Idempotent; must succeed if the namespace or the state is gone.
     async fn detach(&self, sandbox_id: &str, pod: &PodIdentity, netns: Option<&std::path::Path>) -> Result<(), Error>;
     /// Releases everything not in `live` (sandbox ids); run once when a node starts.

