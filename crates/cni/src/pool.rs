@@ -1,0 +1,387 @@
+//! Reservations as pure data: which address belongs to which attachment, and which is next.
+//!
+//! Times are milliseconds of the boot clock, so a changed wall clock moves nothing.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use thiserror::Error;
+
+use crate::spec::Attachment;
+
+/// 40 hex digits of SHA-256 over container id and interface name; names the host's link and the reservation.
+#[derive(Clone, Debug, Deserialize, Serialize, PartialEq, Eq, PartialOrd, Ord)]
+#[serde(transparent)]
+pub struct Key(pub String);
+
+impl Key {
+    pub fn of(a: &Attachment) -> Self {
+        // Neither part may hold a NUL byte, so the pair is unambiguous.
+        let hash = Sha256::digest(format!("{}\0{}", a.container_id, a.ifname));
+        Self(hash[..20].iter().map(|b| format!("{b:02x}")).collect())
+    }
+
+    /// Name of the link on the host: `azv` and 11 hex digits.
+    pub fn link_name(&self) -> String {
+        format!("azv{}", &self.0[..11.min(self.0.len())])
+    }
+
+    /// A locally administered unicast address, the same for every ADD of this attachment.
+    pub fn mac(&self) -> [u8; 6] {
+        let byte = |i: usize| {
+            self.0
+                .get(i * 2..i * 2 + 2)
+                .and_then(|h| u8::from_str_radix(h, 16).ok())
+                .unwrap_or(0)
+        };
+        [0x02, byte(6), byte(7), byte(8), byte(9), byte(10)]
+    }
+}
+
+/// One subnet of one NIC, as the wire server tells it.
+#[derive(Clone, Debug, Default, Deserialize, Serialize, PartialEq)]
+pub struct PoolSubnet {
+    /// Lower-case, colons; `*` matches any NIC.
+    pub mac: String,
+    /// The machine's first NIC comes first.
+    pub primary_nic: bool,
+    pub prefix: String,
+    /// Addresses for pods: the secondary ones.
+    pub addresses: Vec<IpAddr>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize, Serialize, PartialEq)]
+pub struct Pool {
+    pub fetched_ms: u64,
+    /// Base URL it came from; another URL means another pool.
+    pub source: String,
+    pub subnets: Vec<PoolSubnet>,
+}
+
+#[derive(Clone, Debug, Deserialize, Serialize, PartialEq)]
+pub struct Reservation {
+    pub key: Key,
+    pub network: String,
+    pub container_id: String,
+    pub ifname: String,
+    /// Prefix of its subnet and NIC, kept so that a withdrawn address still answers like before.
+    pub prefix: IpNet,
+    pub mac: String,
+}
+
+/// Everything that is remembered between invocations.
+#[derive(Clone, Debug, Default, Deserialize, Serialize, PartialEq)]
+pub struct State {
+    pub pool: Option<Pool>,
+    pub reservations: BTreeMap<IpAddr, Reservation>,
+    /// When each free address was last given back.
+    pub released_ms: BTreeMap<IpAddr, u64>,
+}
+
+/// What an ADD asks for.
+#[derive(Clone, Debug)]
+pub struct Request<'a> {
+    pub network: &'a str,
+    pub attachment: &'a Attachment,
+    pub subnet: Option<IpNet>,
+    pub address: Option<IpAddr>,
+    pub cool_down_ms: u64,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Allocation {
+    pub address: IpAddr,
+    pub prefix: IpNet,
+    pub mac: String,
+}
+
+#[derive(Debug, Error, PartialEq)]
+pub enum PoolError {
+    #[error("no available addresses: {used} of {total} are in use{}", if *.withdrawn > 0 { format!(", {withdrawn} more are in use but withdrawn") } else { String::new() })]
+    Exhausted {
+        used: usize,
+        total: usize,
+        withdrawn: usize,
+    },
+    #[error("all free addresses rest after their release; the next is free in {wait_ms} ms")]
+    Cooling { wait_ms: u64 },
+    #[error("address {address} is not in this machine's pool")]
+    NotInPool { address: IpAddr },
+    #[error("address {address} is held by container {container_id} interface {ifname}")]
+    Held {
+        address: IpAddr,
+        container_id: String,
+        ifname: String,
+    },
+    #[error("no pool in subnet {subnet}")]
+    NoSubnet { subnet: IpNet },
+}
+
+impl State {
+    /// The reservation of an attachment, if any.
+    pub fn find(&self, key: &Key) -> Option<Allocation> {
+        self.reservations
+            .iter()
+            .find(|(_, r)| r.key == *key)
+            .map(|(a, r)| Allocation {
+                address: *a,
+                prefix: r.prefix,
+                mac: r.mac.clone(),
+            })
+    }
+
+    /// Reserves an address, or returns the one the attachment has. Of the free ones the one released longest ago (or
+    /// never used) is taken, first NIC first, so that a stale flow of the former owner has the longest time to end.
+    pub fn reserve(&mut self, req: &Request<'_>, now_ms: u64) -> Result<Allocation, PoolError> {
+        let key = Key::of(req.attachment);
+        if let Some(held) = self.find(&key) {
+            return Ok(held);
+        }
+        let empty = Vec::new();
+        let subnets = self.pool.as_ref().map_or(&empty, |p| &p.subnets);
+        let subnets: Vec<(IpNet, &PoolSubnet)> = subnets
+            .iter()
+            .filter_map(|s| Some((s.prefix.parse::<IpNet>().ok()?.trunc(), s)))
+            .filter(|(p, _)| req.subnet.is_none_or(|want| want.trunc() == *p))
+            .collect();
+        if let (Some(subnet), true) = (req.subnet, subnets.is_empty()) {
+            return Err(PoolError::NoSubnet { subnet });
+        }
+        let candidates: Vec<(IpAddr, IpNet, &PoolSubnet)> = subnets
+            .iter()
+            .flat_map(|(p, s)| s.addresses.iter().map(|a| (*a, *p, *s)))
+            .filter(|(a, ..)| req.address.is_none_or(|want| want == *a))
+            .collect();
+        if let Some(address) = req.address {
+            if let Some(r) = self.reservations.get(&address) {
+                let (container_id, ifname) = (r.container_id.clone(), r.ifname.clone());
+                return Err(PoolError::Held {
+                    address,
+                    container_id,
+                    ifname,
+                });
+            }
+            if candidates.is_empty() {
+                return Err(PoolError::NotInPool { address });
+            }
+        }
+        let best = candidates
+            .iter()
+            .filter(|(a, ..)| !self.reservations.contains_key(a))
+            .map(|c| (self.released_ms.get(&c.0).copied(), c))
+            .min_by_key(|(released, (a, _, s))| (!s.primary_nic, *released, *a));
+        let Some((released, (address, prefix, subnet))) = best else {
+            let (used, total, withdrawn) = self.usage();
+            return Err(PoolError::Exhausted { used, total, withdrawn });
+        };
+        let free_at = released.map_or(0, |at| at.saturating_add(req.cool_down_ms));
+        // An address asked for by name is given at once: the caller knows what it does.
+        if free_at > now_ms && req.address.is_none() {
+            return Err(PoolError::Cooling {
+                wait_ms: free_at - now_ms,
+            });
+        }
+        let out = Allocation {
+            address: *address,
+            prefix: *prefix,
+            mac: subnet.mac.clone(),
+        };
+        self.released_ms.remove(&out.address);
+        self.reservations.insert(
+            out.address,
+            Reservation {
+                key,
+                network: req.network.to_owned(),
+                container_id: req.attachment.container_id.clone(),
+                ifname: req.attachment.ifname.clone(),
+                prefix: out.prefix,
+                mac: out.mac.clone(),
+            },
+        );
+        Ok(out)
+    }
+
+    /// Gives back what the attachment holds; returns it. Unknown attachments are nothing to do.
+    pub fn release(&mut self, key: &Key, now_ms: u64) -> Option<IpAddr> {
+        let address = *self.reservations.iter().find(|(_, r)| r.key == *key)?.0;
+        self.reservations.remove(&address);
+        self.released_ms.insert(address, now_ms);
+        Some(address)
+    }
+
+    /// Gives back everything `network` holds that is not in `valid`; returns the addresses.
+    pub fn retain(&mut self, network: &str, valid: &BTreeSet<Key>, now_ms: u64) -> Vec<IpAddr> {
+        let stale: Vec<Key> = self
+            .reservations
+            .values()
+            .filter(|r| r.network == network && !valid.contains(&r.key))
+            .map(|r| r.key.clone())
+            .collect();
+        stale.iter().filter_map(|k| self.release(k, now_ms)).collect()
+    }
+
+    /// Takes a new pool. Withdrawn addresses stay with their holders and are forgotten when released.
+    pub fn set_pool(&mut self, pool: Pool) {
+        let known: BTreeSet<IpAddr> = pool.subnets.iter().flat_map(|s| s.addresses.iter().copied()).collect();
+        self.released_ms.retain(|a, _| known.contains(a));
+        self.pool = Some(pool);
+    }
+
+    /// `(in use within the pool, size of the pool, in use but withdrawn)`.
+    pub fn usage(&self) -> (usize, usize, usize) {
+        let known: BTreeSet<IpAddr> = self
+            .pool
+            .iter()
+            .flat_map(|p| &p.subnets)
+            .flat_map(|s| s.addresses.iter().copied())
+            .collect();
+        let used = self.reservations.keys().filter(|a| known.contains(a)).count();
+        (used, known.len(), self.reservations.len() - used)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pool(n: u8) -> State {
+        let addresses = (0..n).map(|i| IpAddr::from([10, 0, 0, 10 + i])).collect();
+        let subnets = vec![PoolSubnet {
+            mac: "*".into(),
+            primary_nic: true,
+            prefix: "10.0.0.0/24".into(),
+            addresses,
+        }];
+        State {
+            pool: Some(Pool {
+                subnets,
+                ..Default::default()
+            }),
+            ..Default::default()
+        }
+    }
+
+    fn at(id: &str) -> Attachment {
+        Attachment {
+            container_id: id.into(),
+            ifname: "eth0".into(),
+        }
+    }
+
+    fn add(s: &mut State, id: &str, now: u64) -> Result<IpAddr, PoolError> {
+        let req = Request {
+            network: "n",
+            attachment: &at(id),
+            subnet: None,
+            address: None,
+            cool_down_ms: 100,
+        };
+        s.reserve(&req, now).map(|a| a.address)
+    }
+
+    #[test]
+    fn the_longest_released_comes_back_first_and_only_after_its_rest() {
+        let mut s = pool(2);
+        let (a, b) = (add(&mut s, "a", 0).unwrap(), add(&mut s, "b", 0).unwrap());
+        assert_ne!(a, b);
+        assert_eq!(
+            add(&mut s, "a", 5).unwrap(),
+            a,
+            "the same attachment gets its address again"
+        );
+        assert_eq!(
+            add(&mut s, "c", 5),
+            Err(PoolError::Exhausted {
+                used: 2,
+                total: 2,
+                withdrawn: 0
+            })
+        );
+        assert_eq!(s.release(&Key::of(&at("b")), 1000), Some(b));
+        assert_eq!(s.release(&Key::of(&at("b")), 1001), None);
+        assert_eq!(s.release(&Key::of(&at("a")), 1050), Some(a));
+        assert_eq!(add(&mut s, "c", 1099), Err(PoolError::Cooling { wait_ms: 1 }));
+        assert_eq!(add(&mut s, "c", 1100), Ok(b));
+        assert_eq!(add(&mut s, "d", 1150), Ok(a));
+    }
+
+    #[test]
+    fn withdrawn_addresses_stay_with_their_holder_only() {
+        let mut s = pool(2);
+        let a = add(&mut s, "a", 0).unwrap();
+        s.set_pool(Pool::default());
+        assert_eq!(add(&mut s, "a", 1), Ok(a));
+        assert_eq!(
+            add(&mut s, "b", 1),
+            Err(PoolError::Exhausted {
+                used: 0,
+                total: 0,
+                withdrawn: 1
+            })
+        );
+    }
+
+    #[test]
+    fn retain_touches_its_own_network_only() {
+        let mut s = pool(3);
+        add(&mut s, "a", 0).unwrap();
+        let b = add(&mut s, "b", 0).unwrap();
+        let other = Request {
+            network: "other",
+            attachment: &at("c"),
+            subnet: None,
+            address: None,
+            cool_down_ms: 0,
+        };
+        s.reserve(&other, 0).unwrap();
+        let valid = [Key::of(&at("a"))].into();
+        assert_eq!(s.retain("n", &valid, 9), [b]);
+        assert_eq!(s.reservations.len(), 2);
+    }
+
+    #[test]
+    fn an_address_by_name_is_given_or_its_holder_named() {
+        let mut s = pool(2);
+        let a = add(&mut s, "a", 0).unwrap();
+        let want = |s: &mut State, id: &str, address: IpAddr| {
+            s.reserve(
+                &Request {
+                    network: "n",
+                    attachment: &at(id),
+                    subnet: None,
+                    address: Some(address),
+                    cool_down_ms: 9,
+                },
+                0,
+            )
+        };
+        assert!(matches!(want(&mut s, "b", a), Err(PoolError::Held { container_id, .. }) if container_id == "a"));
+        let far = "10.9.9.9".parse().unwrap();
+        assert_eq!(want(&mut s, "b", far), Err(PoolError::NotInPool { address: far }));
+    }
+
+    #[test]
+    fn keys_do_not_collide_on_a_common_prefix() {
+        let long = "a".repeat(64);
+        let (x, y) = (Key::of(&at(&format!("{long}1"))), Key::of(&at(&format!("{long}2"))));
+        assert_ne!(x.link_name(), y.link_name());
+        assert_eq!(x.link_name().len(), 14);
+        assert_eq!(x.mac()[0] & 3, 2);
+        let swapped = Key::of(&Attachment {
+            container_id: "aeth".into(),
+            ifname: "0".into(),
+        });
+        assert_ne!(
+            swapped,
+            Key::of(&Attachment {
+                container_id: "a".into(),
+                ifname: "eth0".into()
+            })
+        );
+    }
+}
