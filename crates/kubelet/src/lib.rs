@@ -1,1 +1,13 @@
 //! The node core and the kubelet HTTP API.
+//!
+//! One task per pod UID ([`pod::worker`]) looks at the pod, at what the runtime says and at the clock, asks a pure function
+//! what to do next ([`pod::plan`]), does it, and writes what is true to the pod's status. [`Kubelet`] feeds these tasks
+//! from the watch of pods bound to the node and from the runtime's events, registers the node, keeps its lease, and
+//! serves logs, exec and stats. The lower edge is `sandbox`'s traits, the upper edge [`api::NodeApi`]: the same core is a
+//! machine's agent and a virtual node's.
+
+pub mod api;
+pub mod clock;
+pub mod config;
+
+pub use config::*;
