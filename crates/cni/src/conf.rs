@@ -182,8 +182,18 @@ pub fn version_hint(raw: &[u8]) -> String {
 }
 
 impl NetConf {
-    /// Parses and checks a configuration. `wire_server_env` is the value of `AZURE_VNET_WIRE_SERVER`; the key wins.
+    /// Parses and checks the configuration of `azure-vnet`. `wire_server_env` is the value of `AZURE_VNET_WIRE_SERVER`;
+    /// the key wins.
     pub fn parse(raw: Vec<u8>, wire_server_env: Option<String>) -> Result<Self, ConfError> {
+        Self::read(raw, wire_server_env, true)
+    }
+
+    /// Parses another plug-in's configuration, of which only the `ipam` part is ours to judge.
+    pub fn parse_for_ipam(raw: Vec<u8>, wire_server_env: Option<String>) -> Result<Self, ConfError> {
+        Self::read(raw, wire_server_env, false)
+    }
+
+    fn read(raw: Vec<u8>, wire_server_env: Option<String>, ours: bool) -> Result<Self, ConfError> {
         if raw.len() > STDIN_BYTES_MAX {
             return Err(ConfError::TooLarge);
         }
@@ -205,21 +215,22 @@ impl NetConf {
             None | Some("" | "bridge") => Mode::Bridge,
             Some("transparent") => Mode::Transparent,
             Some("tunnel") => Mode::Tunnel,
+            Some(_) if !ours => Mode::Bridge,
             Some(other) => return Err(key("mode", format!("{other:?} is none of bridge, transparent, tunnel"))),
         };
         for (what, value) in [("master", &conf.master), ("bridge", &conf.bridge)] {
-            if let Some(v) = value.as_deref().filter(|v| !v.is_empty() && !is_ifname(v)) {
+            if let Some(v) = value.as_deref().filter(|v| ours && !v.is_empty() && !is_ifname(v)) {
                 return Err(key(what, format!("{v:?} is no interface name")));
             }
         }
-        if let Some(mtu) = conf.mtu.filter(|m| *m != 0 && !(68..=65535).contains(m)) {
+        if let Some(mtu) = conf.mtu.filter(|m| ours && *m != 0 && !(68..=65535).contains(m)) {
             return Err(key("mtu", format!("{mtu} is not within 68..=65535")));
         }
         let mut ignored = Vec::new();
         if mode == Mode::Transparent && conf.bridge.as_deref().is_some_and(|b| !b.is_empty()) {
             ignored.push("bridge".to_owned());
         }
-        for (k, v) in &conf.rest {
+        for (k, v) in conf.rest.iter().filter(|_| ours) {
             if REFUSED_WHEN_TRUE.contains(&k.as_str()) && truthy(v) {
                 return Err(key(
                     k,
@@ -416,6 +427,17 @@ mod tests {
             assert_eq!(e.code(), code::CONFIG, "{k} {v}: {e}");
         }
         assert!(parse(with("multiTenancy", json!(false))).unwrap().ignored == ["multiTenancy"]);
+    }
+
+    #[test]
+    fn keys_of_other_plugins_are_not_judged_by_the_ipam() {
+        let mut other = with("ipMasq", json!(true));
+        other["type"] = json!("macvlan");
+        other["mode"] = json!("passthru");
+        let c =
+            NetConf::parse_for_ipam(serde_json::to_vec(&other).unwrap(), Some("http://127.0.0.1:1".into())).unwrap();
+        assert!(c.ignored.is_empty());
+        assert_eq!(c.ipam.wire_server, "http://127.0.0.1:1");
     }
 
     #[test]

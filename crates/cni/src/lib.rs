@@ -1,9 +1,19 @@
-//! The binaries azure-vnet and azure-vnet-ipam: small, synchronous, no async runtime.
+//! The binaries `azure-vnet` and `azure-vnet-ipam`: small, synchronous, no async runtime.
+//!
+//! [`entry`] turns a process into an [`spec::Invocation`] and a [`conf::NetConf`]; [`plugin`] has the verbs;
+//! [`ipam`] reserves addresses ([`pool`], pure) that the wire server tells ([`wire`], [`http`]) and remembers them
+//! ([`store`]); [`transparent`] makes and removes links. What is printed is a [`result`] or a [`spec::Failure`].
 
 pub mod conf;
+pub mod delegate;
+pub mod entry;
 pub mod http;
+pub mod ipam;
+pub mod plugin;
 pub mod pool;
 pub mod result;
 pub mod spec;
 pub mod store;
 mod sys;
+pub mod transparent;
+pub mod wire;

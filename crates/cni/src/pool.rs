@@ -229,6 +229,17 @@ impl State {
     pub fn set_pool(&mut self, pool: Pool) {
         let known: BTreeSet<IpAddr> = pool.subnets.iter().flat_map(|s| s.addresses.iter().copied()).collect();
         self.released_ms.retain(|a, _| known.contains(a));
+        // Reservations rebuilt from the kernel do not know their subnet.
+        for subnet in &pool.subnets {
+            let Ok(prefix) = subnet.prefix.parse::<IpNet>() else {
+                continue;
+            };
+            for (address, r) in &mut self.reservations {
+                if subnet.addresses.contains(address) {
+                    (r.prefix, r.mac) = (prefix.trunc(), subnet.mac.clone());
+                }
+            }
+        }
         self.pool = Some(pool);
     }
 

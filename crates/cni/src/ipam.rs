@@ -1,0 +1,264 @@
+//! `azure-vnet-ipam`: reservations over the pool that the wire server tells.
+
+use std::{cell::Cell, collections::BTreeSet, net::IpAddr, time::Duration};
+
+use ipnet::IpNet;
+use thiserror::Error;
+
+use crate::{
+    conf::NetConf,
+    pool::{Allocation, Key, PoolError, Request, Reservation, State},
+    result::{CniResult, Dns, IpConfig, Route},
+    spec::{Attachment, Failure, code},
+    store::{Store, StoreError, boot_clock_ms},
+    transparent::{self, network_tag},
+    wire::{self, WireError},
+};
+
+/// The VNet's resolver; every result names it.
+pub const AZURE_DNS: &str = "168.63.129.16";
+/// How long an ADD waits for resting addresses before it says "try again".
+const COOL_DOWN_WAIT_MS_MAX: u64 = 5_000;
+
+#[derive(Debug, Error)]
+pub enum IpamError {
+    #[error("failed to allocate address: {0}", match source { PoolError::Exhausted { .. } => "No available addresses", _ => "refused" })]
+    Pool {
+        #[source]
+        source: PoolError,
+    },
+    #[error("failed to learn this machine's address pool")]
+    Wire {
+        #[source]
+        source: WireError,
+    },
+    #[error("failed to use the reservations")]
+    Store {
+        #[source]
+        source: StoreError,
+    },
+    #[error("attachment {container_id} {ifname} has no reservation")]
+    NotReserved { container_id: String, ifname: String },
+    #[error("attachment {container_id} {ifname} has {reserved} reserved, but its result says {expected}")]
+    OtherAddress {
+        container_id: String,
+        ifname: String,
+        reserved: IpAddr,
+        expected: String,
+    },
+}
+
+impl IpamError {
+    pub fn failure(&self, command_code: Option<u32>) -> Failure {
+        let code = command_code.unwrap_or(match self {
+            Self::Pool {
+                source: PoolError::NoSubnet { .. } | PoolError::NotInPool { .. },
+            } => code::CONFIG,
+            Self::Pool { .. } | Self::Wire { .. } => code::TRY_AGAIN,
+            Self::Store {
+                source: StoreError::Locked { .. },
+            } => code::TRY_AGAIN,
+            Self::Store { .. } => code::IO,
+            Self::NotReserved { .. } | Self::OtherAddress { .. } => code::CHECK_FAILED,
+        });
+        Failure::from_error(code, self)
+    }
+}
+
+/// The plug-in's verbs over one configuration.
+pub struct Ipam<'a> {
+    conf: &'a NetConf,
+    network: String,
+    warn: &'a dyn Fn(&str),
+}
+
+impl<'a> Ipam<'a> {
+    pub fn new(conf: &'a NetConf, warn: &'a dyn Fn(&str)) -> Self {
+        Self {
+            conf,
+            network: network_tag(&conf.name),
+            warn,
+        }
+    }
+
+    fn with<T>(&self, f: impl FnOnce(&mut State) -> T) -> Result<T, IpamError> {
+        Store::open(&self.conf.state_dir, &recover, self.warn)
+            .with(f)
+            .map_err(|source| IpamError::Store { source })
+    }
+
+    /// Reserves an address for the attachment, or returns the one it has. Asks the wire server only if the remembered
+    /// pool is old or used up, and never under the lock.
+    pub fn add(&self, attachment: &Attachment) -> Result<Allocation, IpamError> {
+        let request = Request {
+            network: &self.network,
+            attachment,
+            subnet: self.conf.ipam.subnet,
+            address: self.conf.ipam.address,
+            cool_down_ms: self.conf.ipam.cool_down_ms,
+        };
+        let mut asked = false;
+        let mut waited_ms = 0;
+        loop {
+            let now = boot_clock_ms();
+            let usable = Cell::new(false);
+            let outcome = self.with(|s| {
+                if let Some(held) = s.find(&Key::of(attachment)) {
+                    usable.set(true);
+                    return Ok(held);
+                }
+                usable.set(asked || self.is_fresh(s, now));
+                if usable.get() {
+                    s.reserve(&request, now)
+                } else {
+                    Err(PoolError::Exhausted {
+                        used: 0,
+                        total: 0,
+                        withdrawn: 0,
+                    })
+                }
+            })?;
+            match outcome {
+                Ok(allocation) => return Ok(allocation),
+                Err(PoolError::Cooling { wait_ms }) if waited_ms + wait_ms <= COOL_DOWN_WAIT_MS_MAX => {
+                    waited_ms += wait_ms;
+                    std::thread::sleep(Duration::from_millis(wait_ms));
+                }
+                Err(source) if asked => return Err(IpamError::Pool { source }),
+                // Old, unknown or used up: an address may have been added to the NIC since.
+                Err(_) => {
+                    self.refresh()?;
+                    asked = true;
+                }
+            }
+        }
+    }
+
+    fn is_fresh(&self, s: &State, now_ms: u64) -> bool {
+        s.pool.as_ref().is_some_and(|p| {
+            p.source == self.conf.ipam.wire_server
+                && now_ms.saturating_sub(p.fetched_ms) < self.conf.ipam.query_interval_ms
+        })
+    }
+
+    /// Fetches the pool and remembers it. A remembered one of the same server goes on serving if the server is silent.
+    fn refresh(&self) -> Result<(), IpamError> {
+        match wire::fetch(&self.conf.ipam.wire_server, self.conf.ipam.timeout_ms) {
+            Ok(pool) => self.with(|s| s.set_pool(pool)),
+            Err(source) => {
+                let known = self.with(|s| s.pool.as_ref().is_some_and(|p| p.source == self.conf.ipam.wire_server))?;
+                if !known {
+                    return Err(IpamError::Wire { source });
+                }
+                let text = IpamError::Wire { source }.failure(None);
+                (self.warn)(&format!("{text}; going on with the addresses known before"));
+                Ok(())
+            }
+        }
+    }
+
+    /// Gives back the attachment's address; success if it has none.
+    pub fn del(&self, attachment: &Attachment) -> Result<Option<IpAddr>, IpamError> {
+        let key = Key::of(attachment);
+        self.with(|s| s.release(&key, boot_clock_ms()))
+    }
+
+    /// The attachment holds the address that its result says.
+    pub fn check(&self, attachment: &Attachment, expected: &[IpAddr]) -> Result<(), IpamError> {
+        let (container_id, ifname) = (attachment.container_id.clone(), attachment.ifname.clone());
+        match self.with(|s| s.find(&Key::of(attachment)))? {
+            None => Err(IpamError::NotReserved { container_id, ifname }),
+            Some(a) if expected.contains(&a.address) => Ok(()),
+            Some(a) => {
+                let expected = expected.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+                Err(IpamError::OtherAddress {
+                    container_id,
+                    ifname,
+                    reserved: a.address,
+                    expected,
+                })
+            }
+        }
+    }
+
+    /// Gives back what this network holds for attachments that are not `valid`.
+    pub fn gc(&self, valid: &BTreeSet<Key>) -> Result<Vec<IpAddr>, IpamError> {
+        self.with(|s| s.retain(&self.network, valid, boot_clock_ms()))
+    }
+
+    /// Keys that other networks hold; their links are not this network's to remove.
+    pub fn keys_of_others(&self) -> Result<BTreeSet<Key>, IpamError> {
+        self.with(|s| {
+            s.reservations
+                .values()
+                .filter(|r| r.network != self.network)
+                .map(|r| r.key.clone())
+                .collect()
+        })
+    }
+
+    /// Ready if at least one address is free, resting ones included.
+    pub fn status(&self) -> Result<(), IpamError> {
+        let fresh = self.with(|s| self.is_fresh(s, boot_clock_ms()))?;
+        if !fresh {
+            self.refresh()?;
+        }
+        let (used, total, withdrawn) = self.with(|s| s.usage())?;
+        if used < total {
+            return Ok(());
+        }
+        Err(IpamError::Pool {
+            source: PoolError::Exhausted { used, total, withdrawn },
+        })
+    }
+}
+
+/// The result of an IPAM ADD: the address with its subnet's mask, the subnet's first address as the gateway.
+pub fn result(a: &Allocation) -> CniResult {
+    let address = IpNet::new(a.address, a.prefix.prefix_len()).unwrap_or(IpNet::from(a.address));
+    let gateway = address.trunc().hosts().next();
+    let default = if a.address.is_ipv4() {
+        IpNet::V4(Default::default())
+    } else {
+        IpNet::V6(Default::default())
+    };
+    CniResult {
+        interfaces: Vec::new(),
+        ips: vec![IpConfig {
+            address,
+            gateway,
+            interface: None,
+        }],
+        routes: vec![Route {
+            dst: default,
+            gw: gateway,
+        }],
+        dns: Dns {
+            nameservers: vec![AZURE_DNS.to_owned()],
+            ..Default::default()
+        },
+    }
+}
+
+/// Reservations as the kernel's links and routes show them; for pods of other plug-ins than `azure-vnet` it knows none.
+fn recover() -> Result<State, Box<dyn std::error::Error + Send + Sync>> {
+    let mut state = State::default();
+    for live in transparent::live()? {
+        let Some(owner) = live.owner else { continue };
+        for address in live.addresses {
+            state.reservations.insert(
+                address,
+                Reservation {
+                    key: owner.key.clone(),
+                    network: owner.network.clone(),
+                    container_id: owner.container_id.clone(),
+                    ifname: owner.ifname.clone(),
+                    // Corrected when the pool is known.
+                    prefix: IpNet::from(address),
+                    mac: "*".to_owned(),
+                },
+            );
+        }
+    }
+    Ok(state)
+}
