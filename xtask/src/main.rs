@@ -2,6 +2,7 @@
 //!
 //! Depends on nothing heavy, so that it builds in seconds and when the tree does not.
 
+mod codegen;
 mod setup;
 mod sh;
 mod test;
@@ -17,6 +18,7 @@ cargo xtask <verb>
   test     set up, then every test (what CI runs)
   tidy     structure, formats, lints (fast)
   setup    only the set-up of `test` and `up`
+  codegen types   regenerate the committed Kubernetes type table (needs the go tool)
 ";
 
 fn main() -> Result<()> {
@@ -27,6 +29,7 @@ fn main() -> Result<()> {
         "up" => up::run(&rest),
         "test" => test::run(&rest),
         "tidy" => tidy::run(&rest),
+        "codegen" => codegen::run(&rest),
         "setup" => setup::run(&rest),
         "" | "help" | "--help" | "-h" => {
             print!("{HELP}");

@@ -1,6 +1,12 @@
 //! The Kubernetes wire: type table, codecs, patches, selectors, quantities, Status, watch frames. No IO.
 
+pub mod codec;
+pub mod field;
+pub mod gvk;
 pub mod meta;
+pub mod patch;
 pub mod quantity;
 pub mod selector;
+pub mod status;
+pub mod table;
 pub mod time;
