@@ -59,19 +59,25 @@ impl Shutdown {
         *self.inner.flag.borrow()
     }
 
-    /// Returns once stopping is asked for. Cancel safe.
-    pub async fn wait(&self) {
-        let mut receiver = self.inner.flag.subscribe();
-        // The sender lives in `self`, so this cannot fail before it is true.
-        let _ = receiver.wait_for(|stop| *stop).await;
+    /// Returns once stopping is asked for. Cancel safe. The future borrows nothing.
+    pub fn wait(&self) -> impl Future<Output = ()> + Send + use<> {
+        let this = self.clone();
+        async move {
+            let mut receiver = this.inner.flag.subscribe();
+            // The sender lives in `this`, so this cannot fail before it is true.
+            let _ = receiver.wait_for(|stop| *stop).await;
+        }
     }
 
     /// Runs `future` until it ends or stopping is asked for; `None` if it was cut short.
-    pub async fn or_stop<F: Future>(&self, future: F) -> Option<F::Output> {
-        tokio::select! {
-            biased;
-            () = self.wait() => None,
-            output = future => Some(output),
+    pub fn or_stop<F: Future>(&self, future: F) -> impl Future<Output = Option<F::Output>> + use<F> {
+        let stop = self.wait();
+        async move {
+            tokio::select! {
+                biased;
+                () = stop => None,
+                output = future => Some(output),
+            }
         }
     }
 }
