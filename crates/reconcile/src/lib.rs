@@ -16,6 +16,8 @@ pub mod recorder;
 pub mod reflector;
 pub mod resource;
 pub mod store;
+#[cfg(test)]
+mod tests;
 
 pub use client::{Client, DeleteParams, List, ListParams, Patch};
 pub use controller::{Requeue, run_controller};
