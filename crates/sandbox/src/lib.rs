@@ -2,7 +2,12 @@
 //!
 //! `kubelet` drives a [`Runtime`]; it never learns which one. Implementations: the embedded engine (libcontainer through a
 //! one-shot helper, overlay snapshots, supervised by the init) and `container-instances`' engine side.
+//!
+//! The feature `engine` (default) is everything but [`supervisor`], which the tiny `oaks-init` is built from.
 
+#[cfg(feature = "engine")]
 pub mod api;
+pub mod supervisor;
 
+#[cfg(feature = "engine")]
 pub use api::*;

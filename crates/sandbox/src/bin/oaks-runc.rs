@@ -1,0 +1,2 @@
+//! One-shot helper.
+fn main() {}
