@@ -5,6 +5,8 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
+pub use crate::meta::{api_version, split_api_version};
+
 /// A kind's full name. The core group is the empty string.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Gvk {
@@ -47,18 +49,4 @@ impl fmt::Display for Gvk {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}, Kind={}", self.api_version(), self.kind)
     }
-}
-
-/// `version` for the core group, `group/version` otherwise.
-pub fn api_version(group: &str, version: &str) -> String {
-    if group.is_empty() {
-        version.to_owned()
-    } else {
-        format!("{group}/{version}")
-    }
-}
-
-/// Splits `apps/v1` into group and version; `v1` has the empty group.
-pub fn split_api_version(api_version: &str) -> (&str, &str) {
-    api_version.split_once('/').unwrap_or(("", api_version))
 }

@@ -1,6 +1,8 @@
 //! The Kubernetes wire: type table, codecs, patches, selectors, quantities, Status, watch frames. No IO.
 
 pub mod codec;
+pub mod defaults;
+pub mod discovery;
 pub mod field;
 pub mod gvk;
 pub mod meta;

@@ -149,9 +149,9 @@ fn value(table: &TypeTable, ty: &Ty, data: Data<'_>, depth: usize) -> Result<Opt
             }
             let t = Timestamp::new(seconds, nanos).map_err(|_| malformed("time is out of range"))?;
             if *ty == Ty::Time {
-                scalar::time(t).into()
+                crate::time::rfc3339(t).into()
             } else {
-                scalar::micro_time(t).into()
+                crate::time::micro(t).into()
             }
         }
         (Ty::Fields, Data::Bytes(b)) => match sub(b, 1).map_err(malformed)? {
