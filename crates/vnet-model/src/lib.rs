@@ -1,1 +1,17 @@
 //! VNet, NIC, NSG and route types, IPAM, wire-server XML, NSG evaluator. No IO.
+//!
+//! * [`address`]: MAC addresses and the fabric's well-known addresses.
+//! * [`rules`]: what a virtual network and its subnets must satisfy, with ARM's error codes.
+//! * [`ipam`]: who holds which address of a subnet.
+//! * [`interfaces`]: the wire server's interface information, rendered and parsed.
+//! * [`fabric`]: what one host's data plane shall be: input of the `vnet` crate's plan.
+//! * [`nsg`]: network security rules and their evaluation.
+
+pub mod address;
+pub mod fabric;
+pub mod interfaces;
+pub mod ipam;
+pub mod nsg;
+pub mod rules;
+
+pub use address::{Mac, ROUTER_MAC, WIRE_SERVER};
