@@ -1,1 +1,5 @@
 //! Services to nftables, and the cluster DNS.
+
+pub mod executor;
+pub mod plan;
+pub mod world;
