@@ -1,6 +1,7 @@
 //! The Kubernetes wire: type table, codecs, patches, selectors, quantities, Status, watch frames. No IO.
 
 pub mod codec;
+pub mod columns;
 pub mod defaults;
 pub mod discovery;
 pub mod field;
