@@ -4,6 +4,7 @@
 //! casing and the ARM body exactly as sent; the typed views in [`views`] are parsed from the body where they are needed.
 //! Kinds without an ARM twin ([`Machine`], [`VirtualNode`]) have a typed spec. No IO happens here.
 
+pub mod aks;
 pub mod id;
 pub mod kinds;
 pub mod views;

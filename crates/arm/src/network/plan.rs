@@ -1,0 +1,283 @@
+//! What the network's objects should say: addresses for interfaces, public addresses, states. Pure.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use ipnet::IpNet;
+use resources::{
+    ArmError, ArmStatus, object_name,
+    views::{NicAddresses, NicView, VnetView, subnet_ref},
+};
+use serde_json::{Value, json};
+
+use super::alloc::{Taken, mac};
+use crate::{home::ArmObject, token::guid};
+
+/// Everything that the plan looks at.
+#[derive(Clone, Debug, Default)]
+pub struct Inputs {
+    pub groups: Vec<ArmObject>,
+    pub vnets: Vec<ArmObject>,
+    pub nics: Vec<ArmObject>,
+    pub public_ips: Vec<ArmObject>,
+    pub load_balancers: Vec<ArmObject>,
+    /// Pool of public addresses.
+    pub pool: Option<IpNet>,
+}
+
+/// One status to write.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Write {
+    pub plural: &'static str,
+    /// The object as it was read, with the new status.
+    pub object: ArmObject,
+}
+
+/// Statuses that differ from what is there. Applying them and planning again gives nothing.
+pub fn plan(inputs: &Inputs) -> Vec<Write> {
+    let mut out = Vec::new();
+    let plain: [(&'static str, &[ArmObject]); 3] = [
+        ("resourcegroups", &inputs.groups),
+        ("virtualnetworks", &inputs.vnets),
+        ("loadbalancers", &inputs.load_balancers),
+    ];
+    for (plural, objects) in plain {
+        for o in objects.iter().filter(|o| !o.is_deleting()) {
+            let properties = if plural == "resourcegroups" { json!({}) } else { json!({"resourceGuid": guid(&o.spec.id)}) };
+            push(&mut out, plural, o, Ok(properties));
+        }
+    }
+    nics(inputs, &mut out);
+    public_ips(inputs, &mut out);
+    out
+}
+
+/// Adds a write if the status would change.
+fn push(out: &mut Vec<Write>, plural: &'static str, o: &ArmObject, result: Result<Value, ArmError>) {
+    let generation = o.metadata.generation.unwrap_or(0);
+    let old = o.status.clone().unwrap_or_default();
+    let mut status = ArmStatus { observed_generation: generation, steps: old.steps.clone(), ..Default::default() };
+    match result {
+        Ok(properties) => {
+            status.provisioning_state = "Succeeded".into();
+            status.properties = properties;
+        }
+        Err(error) => {
+            status.provisioning_state = "Failed".into();
+            // Addresses that were handed out stay handed out.
+            status.properties = old.properties.clone();
+            status.error = Some(error);
+        }
+    }
+    if o.status.as_ref() != Some(&status) {
+        let mut object = o.clone();
+        object.status = Some(status);
+        out.push(Write { plural, object });
+    }
+}
+
+fn known(o: &ArmObject) -> Option<NicAddresses> {
+    NicAddresses::parse(&o.status.as_ref()?.properties)
+}
+
+fn nics(inputs: &Inputs, out: &mut Vec<Write>) {
+    let vnets: BTreeMap<&str, VnetView> =
+        inputs.vnets.iter().filter_map(|v| Some((v.name(), VnetView::parse(&v.spec.body).ok()?))).collect();
+    // Addresses are unique per VNet: subnets of one VNet never overlap, so one set per VNet is enough.
+    let mut taken: BTreeMap<String, Taken> = BTreeMap::new();
+    let mut macs = BTreeSet::new();
+    for nic in &inputs.nics {
+        let Some(k) = known(nic) else { continue };
+        macs.insert(k.mac.clone());
+        for c in &k.ip_configs {
+            if let Some((vnet, _)) = subnet_ref(&c.subnet) {
+                taken.entry(vnet).or_default().insert(c.address);
+            }
+        }
+    }
+    for nic in inputs.nics.iter().filter(|n| !n.is_deleting()) {
+        let result = nic_properties(nic, &vnets, &mut taken, &mut macs);
+        push(out, "networkinterfaces", nic, result);
+    }
+}
+
+fn nic_properties(
+    nic: &ArmObject,
+    vnets: &BTreeMap<&str, VnetView>,
+    taken: &mut BTreeMap<String, Taken>,
+    macs: &mut BTreeSet<String>,
+) -> Result<Value, ArmError> {
+    let fail = |code: &str, message: String| ArmError { code: code.to_owned(), message };
+    let view = NicView::parse(&nic.spec.body).map_err(|e| fail("InvalidRequestContent", e.to_string()))?;
+    let before = known(nic).unwrap_or_default();
+    let mut addresses: Vec<Option<IpAddr>> = Vec::with_capacity(view.ip_configs.len());
+    // Addresses per subnet that are still missing.
+    let mut missing: BTreeMap<(String, String), Vec<usize>> = BTreeMap::new();
+    for (i, c) in view.ip_configs.iter().enumerate() {
+        let Some((vnet, subnet)) = subnet_ref(&c.subnet) else {
+            return Err(fail("LinkedInvalidPropertyId", format!("'{}' is not the id of a subnet", c.subnet)));
+        };
+        let kept = before.ip_configs.iter().find(|b| b.name == c.name && b.subnet.eq_ignore_ascii_case(&c.subnet));
+        match (c.address, kept) {
+            (Some(fixed), Some(k)) if k.address == fixed => addresses.push(Some(fixed)),
+            (Some(fixed), _) => {
+                if !taken.entry(vnet).or_default().insert(fixed) {
+                    return Err(fail("PrivateIPAddressInUse", format!("{fixed} is used by another network interface")));
+                }
+                addresses.push(Some(fixed));
+            }
+            (None, Some(k)) => addresses.push(Some(k.address)),
+            (None, None) => {
+                missing.entry((vnet, subnet.to_lowercase())).or_default().push(i);
+                addresses.push(None);
+            }
+        }
+    }
+    for ((vnet, subnet), wanted) in missing {
+        let prefix = vnets.get(vnet.as_str()).and_then(|v| v.subnet(&subnet)).map(|s| s.prefix);
+        let Some(prefix) = prefix else {
+            return Err(fail("InvalidResourceReference", format!("the subnet '{subnet}' does not exist")));
+        };
+        match taken.entry(vnet).or_default().take(&prefix, wanted.len()) {
+            Ok(got) => wanted.iter().zip(got).for_each(|(i, a)| addresses[*i] = Some(a)),
+            Err(free) => {
+                let n = wanted.len();
+                let message = format!("subnet '{subnet}' ({prefix}) is full: {n} addresses wanted, {free} free");
+                return Err(fail("SubnetIsFull", message));
+            }
+        }
+    }
+    let mac = if before.mac.is_empty() {
+        let fresh = (0..64).map(|n| mac(&nic.spec.id, n)).find(|m| macs.insert(m.clone()));
+        fresh.ok_or_else(|| fail("InternalServerError", "no free MAC address was found".into()))?
+    } else {
+        before.mac
+    };
+    let id = &nic.spec.id;
+    let configs: Vec<Value> = view
+        .ip_configs
+        .iter()
+        .zip(&addresses)
+        .map(|(c, a)| {
+            let method = if c.address.is_some() { "Static" } else { "Dynamic" };
+            json!({"name": c.name, "id": format!("{id}/ipConfigurations/{}", c.name),
+                "type": "Microsoft.Network/networkInterfaces/ipConfigurations",
+                "properties": {"privateIPAddress": a, "privateIPAllocationMethod": method, "privateIPAddressVersion": "IPv4",
+                    "primary": c.primary, "subnet": {"id": c.subnet}, "provisioningState": "Succeeded"}})
+        })
+        .collect();
+    Ok(json!({"macAddress": mac, "ipConfigurations": configs, "resourceGuid": guid(id)}))
+}
+
+fn public_ips(inputs: &Inputs, out: &mut Vec<Write>) {
+    let address = |o: &ArmObject| -> Option<IpAddr> { o.status.as_ref()?.properties["ipAddress"].as_str()?.parse().ok() };
+    let mut taken = Taken::default();
+    for o in &inputs.public_ips {
+        if let Some(a) = address(o) {
+            taken.insert(a);
+        }
+    }
+    for o in inputs.public_ips.iter().filter(|o| !o.is_deleting()) {
+        let result = match (address(o), inputs.pool) {
+            (Some(a), _) => Ok(a),
+            (None, None) => Err("this platform has no pool of public addresses".to_owned()),
+            (None, Some(pool)) => match taken.take(&pool, 1) {
+                Ok(got) => Ok(got[0]),
+                Err(_) => Err(format!("the pool of public addresses {pool} is used up")),
+            },
+        };
+        let result = result
+            .map(|a| json!({"ipAddress": a, "publicIPAddressVersion": "IPv4", "resourceGuid": guid(&o.spec.id)}))
+            .map_err(|message| ArmError { code: "PublicIPPoolExhausted".into(), message });
+        push(out, "publicipaddresses", o, result);
+    }
+}
+
+/// Object name of the VNet that a subnet's id names, for callers that only have the id.
+pub fn vnet_of(subnet_id: &str) -> Option<String> {
+    let (up, _) = subnet_id.trim_end_matches('/').rsplit_once('/')?;
+    let (vnet, _) = up.rsplit_once('/')?;
+    Some(object_name(vnet))
+}
+
+#[cfg(test)]
+mod tests {
+    use resources::ArmSpec;
+
+    use super::*;
+
+    const VNET: &str = "/subscriptions/s/resourceGroups/g/providers/Microsoft.Network/virtualNetworks/v";
+
+    fn nic(name: &str, configs: usize) -> ArmObject {
+        let configs: Vec<Value> = (0..configs)
+            .map(|i| json!({"name": format!("c{i}"), "properties": {"subnet": {"id": format!("{VNET}/subnets/a")}, "primary": i == 0}}))
+            .collect();
+        let id = format!("/subscriptions/s/resourceGroups/g/providers/Microsoft.Network/networkInterfaces/{name}");
+        ArmObject::new("networkinterfaces", ArmSpec { id, body: json!({"properties": {"ipConfigurations": configs}}) })
+    }
+
+    fn inputs() -> Inputs {
+        let body = json!({"properties": {"addressSpace": {"addressPrefixes": ["10.0.0.0/16"]},
+            "subnets": [{"name": "a", "properties": {"addressPrefix": "10.0.0.0/28"}}]}});
+        let pip = |n: &str| ArmObject::new("publicipaddresses", ArmSpec { id: format!("/subscriptions/s/{n}/x"), body: json!({}) });
+        Inputs {
+            vnets: vec![ArmObject::new("virtualnetworks", ArmSpec { id: VNET.into(), body })],
+            nics: vec![nic("n1", 5), nic("n2", 5)],
+            public_ips: vec![pip("a"), pip("b")],
+            pool: Some("198.19.0.0/16".parse().unwrap()),
+            ..Default::default()
+        }
+    }
+
+    fn apply(inputs: &mut Inputs) -> Vec<Write> {
+        let writes = plan(inputs);
+        for w in &writes {
+            let list = match w.plural {
+                "networkinterfaces" => &mut inputs.nics,
+                "virtualnetworks" => &mut inputs.vnets,
+                "publicipaddresses" => &mut inputs.public_ips,
+                other => panic!("{other}"),
+            };
+            *list.iter_mut().find(|o| o.name() == w.object.name()).unwrap() = w.object.clone();
+        }
+        writes
+    }
+
+    #[test]
+    fn planning_again_after_applying_gives_nothing() {
+        let mut i = inputs();
+        assert_eq!(apply(&mut i).len(), 5);
+        assert_eq!(plan(&i), []);
+        let all: Vec<NicAddresses> = i.nics.iter().map(|n| known(n).unwrap()).collect();
+        assert_eq!(all[0].primary().unwrap().address.to_string(), "10.0.0.4");
+        assert_eq!(all[1].primary().unwrap().address.to_string(), "10.0.0.9");
+        assert_ne!(all[0].mac, all[1].mac);
+        let pips: Vec<&str> =
+            i.public_ips.iter().map(|p| p.status.as_ref().unwrap().properties["ipAddress"].as_str().unwrap()).collect();
+        assert_eq!(pips, ["198.19.0.4", "198.19.0.5"]);
+    }
+
+    #[test]
+    fn growing_keeps_addresses_and_a_full_subnet_fails_alone() {
+        let mut i = inputs();
+        apply(&mut i);
+        let before = known(&i.nics[0]).unwrap();
+        // 11 usable, 10 used: one more configuration fits, a third interface with two does not.
+        i.nics[0].spec.body = nic("n1", 6).spec.body;
+        i.nics.push(nic("n3", 2));
+        apply(&mut i);
+        let after = known(&i.nics[0]).unwrap();
+        assert_eq!(before.ip_configs, after.ip_configs[..5]);
+        assert_eq!(after.mac, before.mac);
+        let failed = i.nics[2].status.clone().unwrap();
+        assert_eq!(failed.provisioning_state, "Failed");
+        assert!(failed.error.unwrap().message.contains("2 addresses wanted, 0 free"));
+        assert_eq!(plan(&i), []);
+        // Room again: the failed one is served.
+        i.nics.remove(1);
+        apply(&mut i);
+        assert_eq!(i.nics[1].status.as_ref().unwrap().provisioning_state, "Succeeded");
+    }
+}

@@ -1,0 +1,290 @@
+//! VNets, subnets, network interfaces and public addresses.
+
+use ipnet::IpNet;
+use resources::{
+    ArmId,
+    views::{NicView, VnetView},
+};
+use serde_json::Value;
+
+use super::World;
+use crate::{
+    error::{Answer, Fault},
+    home::{ArmObject, same_id},
+};
+
+/// Longest prefix of a subnet: eight addresses, of which three can be used.
+const SUBNET_PREFIX_MAX: u8 = 29;
+/// Ranges that mean something else inside every VNet.
+const RESERVED: &[(&str, &str)] = &[
+    ("224.0.0.0/4", "multicast"),
+    ("127.0.0.0/8", "loopback"),
+    ("169.254.0.0/16", "link-local addresses"),
+    ("168.63.129.16/32", "the platform's own address"),
+];
+
+fn overlaps(a: &IpNet, b: &IpNet) -> bool {
+    a.contains(b) || b.contains(a)
+}
+
+/// A VNet's whole body, subnets included.
+pub fn vnet(id: &ArmId, body: &Value, old: Option<&ArmObject>, world: &World) -> Answer<()> {
+    let view = VnetView::parse(body)?;
+    for (i, p) in view.prefixes.iter().enumerate() {
+        let path = format!("properties.addressSpace.addressPrefixes[{i}]");
+        if p.addr().is_ipv6() {
+            return Err(Fault::field("InvalidAddressPrefixFormat", path, format!("{p} is IPv6, which is not served")));
+        }
+        if !(8..=29).contains(&p.prefix_len()) {
+            return Err(Fault::field("InvalidAddressPrefixFormat", path, format!("{p} must be from /8 to /29")));
+        }
+        for (range, meaning) in RESERVED {
+            if range.parse::<IpNet>().is_ok_and(|r| overlaps(&r, p)) {
+                return Err(Fault::field("AddressPrefixNotAllowed", path, format!("{p} overlaps {range} ({meaning})")));
+            }
+        }
+        if let Some(q) = view.prefixes[..i].iter().find(|q| overlaps(q, p)) {
+            let problem = format!("{p} overlaps {q} of the same virtual network");
+            return Err(Fault::field("NetcfgVirtualNetworkAddressSpaceOverlap", path, problem));
+        }
+    }
+    for (i, s) in view.subnets.iter().enumerate() {
+        let path = format!("properties.subnets[{i}].properties.addressPrefix");
+        if s.prefix.prefix_len() > SUBNET_PREFIX_MAX {
+            let problem = format!("{} is too small for subnet '{}': /{SUBNET_PREFIX_MAX} is the smallest", s.prefix, s.name);
+            return Err(Fault::field("NetcfgInvalidSubnet", path, problem));
+        }
+        if !view.prefixes.iter().any(|p| p.contains(&s.prefix)) {
+            let space: Vec<String> = view.prefixes.iter().map(ToString::to_string).collect();
+            let problem = format!("subnet '{}' ({}) is outside the virtual network's {}", s.name, s.prefix, space.join(", "));
+            return Err(Fault::field("NetcfgInvalidSubnet", path, problem));
+        }
+        for t in &view.subnets[..i] {
+            if t.name.eq_ignore_ascii_case(&s.name) {
+                let path = format!("properties.subnets[{i}].name");
+                return Err(Fault::field("DuplicateResourceName", path, format!("there are two subnets named '{}'", s.name)));
+            }
+            if overlaps(&t.prefix, &s.prefix) {
+                let problem = format!("subnet '{}' ({}) overlaps subnet '{}' ({})", s.name, s.prefix, t.name, t.prefix);
+                return Err(Fault::field("NetcfgSubnetRangesOverlap", path, problem));
+            }
+        }
+        for (field, set) in [("networkSecurityGroup", &s.network_security_group), ("routeTable", &s.route_table)] {
+            if set.is_some() {
+                let path = format!("properties.subnets[{i}].properties.{field}");
+                return Err(Fault::field("UnsupportedProperty", path, "this feature is not served yet; leave it out"));
+            }
+        }
+    }
+    if let Some(old) = old.and_then(|o| VnetView::parse(&o.spec.body).ok()) {
+        in_use(id, &old, &view, world)?;
+    }
+    Ok(())
+}
+
+/// Refuses a change that takes a subnet away from someone who is in it.
+fn in_use(id: &ArmId, old: &VnetView, new: &VnetView, world: &World) -> Answer<()> {
+    for was in &old.subnets {
+        let now = new.subnet(&was.name);
+        if now.is_some_and(|n| n.prefix == was.prefix && was.delegations.iter().all(|d| n.is_delegated_to(d))) {
+            continue;
+        }
+        let users = world.users_of(&format!("{id}/subnets/{}", was.name));
+        if let Some((user, _)) = users.first() {
+            let (code, what) = match now {
+                None => ("InUseSubnetCannotBeDeleted", "deleted"),
+                Some(_) => ("InUsePrefixCannotBeDeleted", "changed"),
+            };
+            let message = format!(
+                "Subnet '{}' cannot be {what} because it is in use by {user} ({} in all). Delete the user first.",
+                was.name,
+                users.len()
+            );
+            return Err(Fault::bad_request(code, message));
+        }
+    }
+    Ok(())
+}
+
+/// Refuses to delete a VNet that is in use.
+pub fn delete_vnet(object: &ArmObject, world: &World) -> Answer<()> {
+    let view = VnetView::parse(&object.spec.body)?;
+    for s in &view.subnets {
+        let users = world.users_of(&format!("{}/subnets/{}", object.spec.id, s.name));
+        if let Some((user, _)) = users.first() {
+            let message = format!(
+                "The virtual network cannot be deleted because its subnet '{}' is in use by {user} ({} in all). Delete the user first.",
+                s.name,
+                users.len()
+            );
+            return Err(Fault::bad_request("InUseSubnetCannotBeDeleted", message));
+        }
+    }
+    Ok(())
+}
+
+/// A network interface: its subnets exist, fixed addresses are inside them and free, and there is room.
+pub fn nic(body: &Value, old: Option<&ArmObject>, world: &World) -> Answer<()> {
+    let view = NicView::parse(body)?;
+    let mut vnet_seen: Option<String> = None;
+    let mut wanted: Vec<(String, u64)> = Vec::new();
+    for (i, c) in view.ip_configs.iter().enumerate() {
+        let at = format!("properties.ipConfigurations[{i}].properties");
+        let (_, subnet, vnet) = world.subnet(&c.subnet, &format!("{at}.subnet.id"))?;
+        match &vnet_seen {
+            Some(v) if !same_id(v, &vnet) => {
+                let problem = "all configurations of an interface must be in one virtual network";
+                return Err(Fault::field("InvalidResourceReference", format!("{at}.subnet.id"), problem));
+            }
+            _ => vnet_seen = Some(vnet),
+        }
+        if let Some(a) = c.address {
+            let path = format!("{at}.privateIPAddress");
+            let hosts_from = crate::network::alloc::usable_range(&subnet.prefix);
+            if !hosts_from.is_some_and(|(lo, hi)| lo <= a && a <= hi) {
+                let problem = format!("{a} is not one of the usable addresses of subnet '{}' ({})", subnet.name, subnet.prefix);
+                return Err(Fault::field("PrivateIPAddressNotInSubnet", path, problem));
+            }
+            let taken = world.nics.iter().filter(|n| old.is_none_or(|o| o.name() != n.name())).find(|n| {
+                let status = n.status.as_ref().map(|s| &s.properties).unwrap_or(&Value::Null);
+                let live = resources::views::NicAddresses::parse(status);
+                live.is_some_and(|l| l.ip_configs.iter().any(|x| x.address == a && same_id(&x.subnet, &c.subnet)))
+            });
+            if let Some(n) = taken {
+                let problem = format!("{a} is already used by network interface '{}'", n.name());
+                return Err(Fault::field("PrivateIPAddressInUse", path, problem));
+            }
+        }
+        match wanted.iter_mut().find(|(s, _)| same_id(s, &c.subnet)) {
+            Some((_, n)) => *n += 1,
+            None => wanted.push((c.subnet.clone(), 1)),
+        }
+    }
+    for (id, n) in wanted {
+        let held = old.map_or(0, |o| {
+            let v = NicView::parse(&o.spec.body).unwrap_or_default();
+            v.ip_configs.iter().filter(|c| same_id(&c.subnet, &id)).count() as u64
+        });
+        let (_, subnet, _) = world.subnet(&id, "properties.ipConfigurations")?;
+        let used: u64 = world.users_of(&id).iter().map(|u| u.1).sum::<u64>().saturating_sub(held);
+        room(&subnet.name, &subnet.prefix, used, n, "this network interface")?;
+    }
+    Ok(())
+}
+
+/// Refuses with the numbers if `wanted` more addresses do not fit into a subnet of which `used` are taken.
+pub fn room(subnet: &str, prefix: &IpNet, used: u64, wanted: u64, what: &str) -> Answer<()> {
+    let usable = resources::views::usable(prefix);
+    let free = usable.saturating_sub(used);
+    if wanted <= free {
+        return Ok(());
+    }
+    let message = format!(
+        "Subnet '{subnet}' ({prefix}) is full: {what} needs {wanted} addresses, {free} of {usable} usable ones are free ({used} taken or promised). Use a larger subnet, fewer nodes, or a smaller maxPods."
+    );
+    Err(Fault::bad_request("SubnetIsFull", message))
+}
+
+/// A public address: one IPv4 address from the pool.
+pub fn public_ip(body: &Value) -> Answer<()> {
+    let p = &body["properties"];
+    if p["publicIPAddressVersion"].as_str().is_some_and(|v| v.eq_ignore_ascii_case("IPv6")) {
+        let path = "properties.publicIPAddressVersion";
+        return Err(Fault::field("UnsupportedProperty", path, "IPv6 is not served; use IPv4"));
+    }
+    for field in ["publicIPPrefix", "dnsSettings", "natGateway"] {
+        if !p[field].is_null() {
+            let path = format!("properties.{field}");
+            return Err(Fault::field("UnsupportedProperty", path, "this feature is not served yet; leave it out"));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use resources::ArmSpec;
+    use serde_json::json;
+
+    use super::*;
+
+    const VNET: &str = "/subscriptions/s/resourceGroups/g/providers/Microsoft.Network/virtualNetworks/v";
+
+    fn body(prefixes: &[&str], subnets: &[(&str, &str)]) -> Value {
+        let subnets: Vec<Value> =
+            subnets.iter().map(|(n, p)| json!({"name": n, "properties": {"addressPrefix": p}})).collect();
+        json!({"location": "x", "properties": {"addressSpace": {"addressPrefixes": prefixes}, "subnets": subnets}})
+    }
+
+    fn check(prefixes: &[&str], subnets: &[(&str, &str)]) -> Option<String> {
+        let id = ArmId::parse(VNET).unwrap();
+        vnet(&id, &body(prefixes, subnets), None, &World::default()).err().map(|f| f.code)
+    }
+
+    #[test]
+    fn prefixes_and_subnets() {
+        let one = ["10.0.0.0/16"];
+        assert_eq!(check(&one, &[("a", "10.0.0.0/24"), ("b", "10.0.1.0/24")]), None);
+        for (prefixes, subnets, code) in [
+            (&["10.0.0.0/16", "10.0.128.0/17"][..], &[][..], "NetcfgVirtualNetworkAddressSpaceOverlap"),
+            (&one[..], &[("a", "10.1.0.0/24")][..], "NetcfgInvalidSubnet"),
+            (&one[..], &[("a", "10.0.0.0/30")][..], "NetcfgInvalidSubnet"),
+            (&one[..], &[("a", "10.0.0.0/23"), ("b", "10.0.1.0/24")][..], "NetcfgSubnetRangesOverlap"),
+            (&one[..], &[("a", "10.0.0.0/24"), ("A", "10.0.1.0/24")][..], "DuplicateResourceName"),
+            (&["168.63.0.0/16"][..], &[][..], "AddressPrefixNotAllowed"),
+            (&["fd00::/64"][..], &[][..], "InvalidAddressPrefixFormat"),
+            (&["10.0.0.1/16"][..], &[][..], "InvalidRequestContent"),
+        ] {
+            assert_eq!(check(prefixes, subnets).as_deref(), Some(code), "{prefixes:?} {subnets:?}");
+        }
+    }
+
+    fn world() -> World {
+        let nic = json!({"location": "x", "properties": {"ipConfigurations": [
+            {"name": "a", "properties": {"subnet": {"id": format!("{VNET}/subnets/A")}}}]}});
+        World {
+            vnets: vec![ArmObject::new(
+                "virtualnetworks",
+                ArmSpec { id: VNET.into(), body: body(&["10.0.0.0/16"], &[("a", "10.0.0.0/29"), ("b", "10.0.1.0/24")]) },
+            )],
+            nics: vec![ArmObject::new("networkinterfaces", ArmSpec { id: "/subscriptions/s/n1".into(), body: nic })],
+            clusters: vec![],
+        }
+    }
+
+    #[test]
+    fn subnets_in_use_stay() {
+        let w = world();
+        let id = ArmId::parse(VNET).unwrap();
+        let change = |subnets: &[(&str, &str)]| {
+            vnet(&id, &body(&["10.0.0.0/16"], subnets), w.vnets.first(), &w).err().map(|f| f.code)
+        };
+        assert_eq!(change(&[("a", "10.0.0.0/29")]), None, "b is free");
+        assert_eq!(change(&[("b", "10.0.1.0/24")]).as_deref(), Some("InUseSubnetCannotBeDeleted"));
+        assert_eq!(change(&[("a", "10.0.2.0/29")]).as_deref(), Some("InUsePrefixCannotBeDeleted"));
+        assert_eq!(delete_vnet(&w.vnets[0], &w).unwrap_err().code, "InUseSubnetCannotBeDeleted");
+    }
+
+    #[test]
+    fn a_full_subnet_says_the_numbers() {
+        let w = world();
+        let configs: Vec<Value> =
+            (0..3).map(|_| json!({"properties": {"subnet": {"id": format!("{VNET}/subnets/a")}}})).collect();
+        let f = nic(&json!({"properties": {"ipConfigurations": configs}}), None, &w).unwrap_err();
+        assert_eq!(f.code, "SubnetIsFull");
+        assert!(f.message.contains("needs 3 addresses, 2 of 3"), "{f}");
+    }
+
+    #[test]
+    fn fixed_addresses() {
+        let w = world();
+        let with = |a: &str| {
+            let c = json!([{"properties": {"subnet": {"id": format!("{VNET}/subnets/b")},
+                "privateIPAllocationMethod": "Static", "privateIPAddress": a}}]);
+            nic(&json!({"properties": {"ipConfigurations": c}}), None, &w).err().map(|f| f.code)
+        };
+        assert_eq!(with("10.0.1.77"), None);
+        assert_eq!(with("10.0.1.3").as_deref(), Some("PrivateIPAddressNotInSubnet"));
+        assert_eq!(with("10.0.0.4").as_deref(), Some("PrivateIPAddressNotInSubnet"));
+    }
+}
