@@ -2,21 +2,14 @@
 //!
 //! Reads go to the API server itself, not to a cache, so that a client reads what it just wrote.
 
-use std::collections::BTreeMap;
-
 use http::Method;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use reconcile::{Client, DeleteParams, Error};
-use resources::{ArmId, ArmSpec, ArmStatus, GROUP, KINDS, VERSION, object_name};
+use resources::{ArmSpec, ArmStatus, GROUP, KINDS, VERSION, labels_of, object_name};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
 use crate::error::Fault;
-
-/// Label with the object name of the resource group, on everything inside one.
-pub const GROUP_LABEL: &str = "oaks.internal/group";
-/// Finalizer of objects that the front door's controllers clean up.
-pub const FINALIZER: &str = "oaks.internal/arm";
 
 /// Turns a failed home request into an answer, and logs the cause.
 impl From<Error> for Fault {
@@ -48,19 +41,23 @@ pub struct ArmObject {
 impl ArmObject {
     /// A new object of the kind stored under `plural`, named after its id.
     pub fn new(plural: &str, spec: ArmSpec) -> Self {
-        let kind = KINDS.iter().find(|k| k.plural == plural).map_or_else(String::new, |k| k.kind.to_owned());
-        let mut labels = BTreeMap::new();
-        if let Ok(ArmId { subscription, resource_group: Some(group), provider, .. }) = ArmId::parse(&spec.id)
-            && !provider.is_empty()
-        {
-            labels.insert(GROUP_LABEL.to_owned(), object_name(&group_id(&subscription, &group)));
-        }
+        let kind = KINDS
+            .iter()
+            .find(|k| k.plural == plural)
+            .map_or_else(String::new, |k| k.kind.to_owned());
+        let labels = labels_of(&spec.id);
         let metadata = ObjectMeta {
             name: Some(object_name(&spec.id)),
             labels: (!labels.is_empty()).then_some(labels),
             ..Default::default()
         };
-        Self { api_version: format!("{GROUP}/{VERSION}"), kind, metadata, spec, status: None }
+        Self {
+            api_version: format!("{GROUP}/{VERSION}"),
+            kind,
+            metadata,
+            spec,
+            status: None,
+        }
     }
 
     pub fn name(&self) -> &str {
@@ -107,11 +104,6 @@ pub fn is_terminal(state: &str) -> bool {
     matches!(state, "Succeeded" | "Failed" | "Canceled")
 }
 
-/// ARM id of a resource group.
-pub fn group_id(subscription: &str, group: &str) -> String {
-    format!("/subscriptions/{subscription}/resourceGroups/{group}")
-}
-
 /// Access to the home cluster. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Home {
@@ -141,7 +133,11 @@ impl Home {
 
     /// `None` if there is no object of that name.
     pub async fn get<T: DeserializeOwned>(&self, plural: &str, name: &str) -> Result<Option<T>, Error> {
-        match self.client.request(Method::GET, &Self::path(plural, name), NOTHING).await {
+        match self
+            .client
+            .request(Method::GET, &Self::path(plural, name), NOTHING)
+            .await
+        {
             Ok(v) => Ok(Some(v)),
             Err(e) if e.is_not_found() => Ok(None),
             Err(e) => Err(e),
@@ -150,27 +146,48 @@ impl Home {
 
     /// Every object of a kind, in name order.
     pub async fn list<T: DeserializeOwned>(&self, plural: &str) -> Result<Vec<T>, Error> {
-        let list: ListOf<T> = self.client.request(Method::GET, &Self::path(plural, ""), NOTHING).await?;
+        let list: ListOf<T> = self
+            .client
+            .request(Method::GET, &Self::path(plural, ""), NOTHING)
+            .await?;
         Ok(list.items)
     }
 
     pub async fn create<T: Serialize + DeserializeOwned>(&self, plural: &str, object: &T) -> Result<T, Error> {
-        self.client.request(Method::POST, &Self::path(plural, ""), Some(object)).await
+        self.client
+            .request(Method::POST, &Self::path(plural, ""), Some(object))
+            .await
     }
 
     /// Replaces an object; refused with a conflict if its resourceVersion is not the newest.
-    pub async fn update<T: Serialize + DeserializeOwned>(&self, plural: &str, name: &str, object: &T) -> Result<T, Error> {
-        self.client.request(Method::PUT, &Self::path(plural, name), Some(object)).await
+    pub async fn update<T: Serialize + DeserializeOwned>(
+        &self,
+        plural: &str,
+        name: &str,
+        object: &T,
+    ) -> Result<T, Error> {
+        self.client
+            .request(Method::PUT, &Self::path(plural, name), Some(object))
+            .await
     }
 
-    pub async fn update_status<T: Serialize + DeserializeOwned>(&self, plural: &str, name: &str, object: &T) -> Result<T, Error> {
+    pub async fn update_status<T: Serialize + DeserializeOwned>(
+        &self,
+        plural: &str,
+        name: &str,
+        object: &T,
+    ) -> Result<T, Error> {
         let path = format!("{}/status", Self::path(plural, name));
         self.client.request(Method::PUT, &path, Some(object)).await
     }
 
     /// Asks for deletion; fine if the object is gone already.
     pub async fn delete(&self, plural: &str, name: &str) -> Result<(), Error> {
-        match self.client.delete_path(&Self::path(plural, name), &DeleteParams::default()).await {
+        match self
+            .client
+            .delete_path(&Self::path(plural, name), &DeleteParams::default())
+            .await
+        {
             Err(e) if !e.is_not_found() => Err(e),
             _ => Ok(()),
         }
@@ -194,7 +211,9 @@ impl Home {
 /// True if `id` is below `scope`, compared without regard to case.
 pub fn is_within(id: &str, scope: &str) -> bool {
     let scope = scope.trim_end_matches('/');
-    id.len() > scope.len() && id.as_bytes()[scope.len()] == b'/' && id.as_bytes()[..scope.len()].eq_ignore_ascii_case(scope.as_bytes())
+    id.len() > scope.len()
+        && id.as_bytes()[scope.len()] == b'/'
+        && id.as_bytes()[..scope.len()].eq_ignore_ascii_case(scope.as_bytes())
 }
 
 /// True if two ids are the same resource.

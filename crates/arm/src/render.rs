@@ -13,7 +13,16 @@ use crate::{
 };
 
 /// Top-level fields that a server sets.
-const READ_ONLY_TOP: &[&str] = &["id", "name", "type", "etag", "eTag", "systemData", "resourceGroup", "oaks"];
+const READ_ONLY_TOP: &[&str] = &[
+    "id",
+    "name",
+    "type",
+    "etag",
+    "eTag",
+    "systemData",
+    "resourceGroup",
+    "oaks",
+];
 /// Fields of `properties` that a server sets, whatever the type.
 const READ_ONLY_PROPERTIES: &[&str] = &["provisioningState", "resourceGuid"];
 /// Further ones of a managed cluster, and of a pool (in its flat and its own form).
@@ -50,7 +59,13 @@ fn clean_properties(kind: &ResourceType, p: &mut Map<String, Value>) {
         }
     }
     for (child, array, flat) in children(kind) {
-        for e in p.get_mut(array).and_then(Value::as_array_mut).into_iter().flatten().filter_map(Value::as_object_mut) {
+        for e in p
+            .get_mut(array)
+            .and_then(Value::as_array_mut)
+            .into_iter()
+            .flatten()
+            .filter_map(Value::as_object_mut)
+        {
             clean_element(child, flat, e);
         }
     }
@@ -88,13 +103,21 @@ pub fn resource(kind: &ResourceType, object: &ArmObject) -> Value {
     let mut out = object.spec.body.as_object().cloned().unwrap_or_default();
     out.remove("oaks");
     let id = object.spec.id.trim_end_matches('/');
-    let mut properties = out.remove("properties").filter(Value::is_object).unwrap_or_else(|| json!({}));
+    let mut properties = out
+        .remove("properties")
+        .filter(Value::is_object)
+        .unwrap_or_else(|| json!({}));
     let empty = ArmStatus::default();
     let status = object.status.as_ref().unwrap_or(&empty);
     overlay(&mut properties, &status.properties);
     properties["provisioningState"] = json!(object.state());
     for (child, array, flat) in children(kind) {
-        for e in properties.get_mut(array).and_then(Value::as_array_mut).into_iter().flatten() {
+        for e in properties
+            .get_mut(array)
+            .and_then(Value::as_array_mut)
+            .into_iter()
+            .flatten()
+        {
             if !flat {
                 let name = e["name"].as_str().unwrap_or_default().to_owned();
                 let segment = child.path.last().copied().unwrap_or_default();
@@ -160,7 +183,7 @@ pub fn overlay(base: &mut Value, known: &Value) {
     match (base, known) {
         (_, Value::Null) => {}
         (Value::Object(b), Value::Object(k)) => {
-            for (name, v) in k {
+            for (name, v) in k.iter().filter(|(_, v)| !v.is_null()) {
                 match b.get_mut(name) {
                     Some(slot) => overlay(slot, v),
                     None => drop(b.insert(name.clone(), v.clone())),
@@ -199,7 +222,13 @@ mod tests {
         let sent = json!({"location": "x", "tags": {"etag": "mine"}, "unknown": [1],
             "properties": {"addressSpace": {"addressPrefixes": ["10.0.0.0/16"]}, "subnets": [
                 {"name": "a", "properties": {"addressPrefix": "10.0.0.0/24", "odd": true}}]}});
-        let mut object = ArmObject::new("virtualnetworks", ArmSpec { id: VNET.into(), body: sent.clone() });
+        let mut object = ArmObject::new(
+            "virtualnetworks",
+            ArmSpec {
+                id: VNET.into(),
+                body: sent.clone(),
+            },
+        );
         object.status = Some(ArmStatus {
             provisioning_state: "Succeeded".into(),
             properties: json!({"resourceGuid": "1"}),
@@ -228,7 +257,13 @@ mod tests {
     #[test]
     fn overlay_merges_named_elements() {
         let mut base = json!({"p": [{"name": "A", "count": 1}, {"name": "b"}], "v": ""});
-        overlay(&mut base, &json!({"p": [{"name": "a", "state": "ok"}, {"name": "gone", "state": "x"}], "v": "1", "n": null}));
-        assert_eq!(base, json!({"p": [{"name": "A", "count": 1, "state": "ok"}, {"name": "b"}], "v": "1"}));
+        overlay(
+            &mut base,
+            &json!({"p": [{"name": "a", "state": "ok"}, {"name": "gone", "state": "x"}], "v": "1", "n": null}),
+        );
+        assert_eq!(
+            base,
+            json!({"p": [{"name": "A", "count": 1, "state": "ok"}, {"name": "b"}], "v": "1"})
+        );
     }
 }

@@ -111,6 +111,32 @@ pub fn object_name(arm_id: &str) -> String {
     if slug.is_empty() { hex } else { format!("{slug}-{hex}") }
 }
 
+/// Label with the object name of the resource group, on everything inside one.
+pub const GROUP_LABEL: &str = "oaks.internal/group";
+/// Finalizer of a resource group: everything in it goes first, in dependency order.
+pub const GROUP_FINALIZER: &str = "oaks.internal/group-contents";
+
+/// ARM id of a resource group.
+pub fn group_id(subscription: &str, group: &str) -> String {
+    format!("/subscriptions/{subscription}/resourceGroups/{group}")
+}
+
+/// Labels that a home object with this ARM id carries: [`GROUP_LABEL`] if it lies in a resource group.
+pub fn labels_of(arm_id: &str) -> std::collections::BTreeMap<String, String> {
+    let mut out = std::collections::BTreeMap::new();
+    if let Ok(ArmId {
+        subscription,
+        resource_group: Some(group),
+        provider,
+        ..
+    }) = ArmId::parse(arm_id)
+        && !provider.is_empty()
+    {
+        out.insert(GROUP_LABEL.to_owned(), object_name(&group_id(&subscription, &group)));
+    }
+    out
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

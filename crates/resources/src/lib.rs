@@ -10,5 +10,5 @@ pub mod kinds;
 pub mod views;
 pub mod vm_size;
 
-pub use id::{ArmId, object_name};
+pub use id::{ArmId, GROUP_FINALIZER, GROUP_LABEL, group_id, labels_of, object_name};
 pub use kinds::*;

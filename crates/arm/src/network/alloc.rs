@@ -12,7 +12,10 @@ use sha2::{Digest, Sha256};
 /// `None` if there is none.
 pub fn usable_range(prefix: &IpNet) -> Option<(IpAddr, IpAddr)> {
     let IpNet::V4(p) = prefix else { return None };
-    let (first, last) = (u32::from(p.network()).checked_add(4)?, u32::from(p.broadcast()).checked_sub(1)?);
+    let (first, last) = (
+        u32::from(p.network()).checked_add(4)?,
+        u32::from(p.broadcast()).checked_sub(1)?,
+    );
     (first <= last).then(|| (Ipv4Addr::from(first).into(), Ipv4Addr::from(last).into()))
 }
 
@@ -34,7 +37,9 @@ impl Taken {
 
     /// Takes the `n` lowest free addresses of `prefix`; on failure takes none and says how many are free.
     pub fn take(&mut self, prefix: &IpNet, n: usize) -> Result<Vec<IpAddr>, usize> {
-        let Some((IpAddr::V4(lo), IpAddr::V4(hi))) = usable_range(prefix) else { return Err(0) };
+        let Some((IpAddr::V4(lo), IpAddr::V4(hi))) = usable_range(prefix) else {
+            return Err(0);
+        };
         let free: Vec<IpAddr> = (u32::from(lo)..=u32::from(hi))
             .map(|a| IpAddr::V4(a.into()))
             .filter(|a| !self.addresses.contains(a))

@@ -45,7 +45,11 @@ pub fn plan(inputs: &Inputs) -> Vec<Write> {
     ];
     for (plural, objects) in plain {
         for o in objects.iter().filter(|o| !o.is_deleting()) {
-            let properties = if plural == "resourcegroups" { json!({}) } else { json!({"resourceGuid": guid(&o.spec.id)}) };
+            let properties = if plural == "resourcegroups" {
+                json!({})
+            } else {
+                json!({"resourceGuid": guid(&o.spec.id)})
+            };
             push(&mut out, plural, o, Ok(properties));
         }
     }
@@ -58,7 +62,11 @@ pub fn plan(inputs: &Inputs) -> Vec<Write> {
 fn push(out: &mut Vec<Write>, plural: &'static str, o: &ArmObject, result: Result<Value, ArmError>) {
     let generation = o.metadata.generation.unwrap_or(0);
     let old = o.status.clone().unwrap_or_default();
-    let mut status = ArmStatus { observed_generation: generation, steps: old.steps.clone(), ..Default::default() };
+    let mut status = ArmStatus {
+        observed_generation: generation,
+        steps: old.steps.clone(),
+        ..Default::default()
+    };
     match result {
         Ok(properties) => {
             status.provisioning_state = "Succeeded".into();
@@ -83,8 +91,11 @@ fn known(o: &ArmObject) -> Option<NicAddresses> {
 }
 
 fn nics(inputs: &Inputs, out: &mut Vec<Write>) {
-    let vnets: BTreeMap<&str, VnetView> =
-        inputs.vnets.iter().filter_map(|v| Some((v.name(), VnetView::parse(&v.spec.body).ok()?))).collect();
+    let vnets: BTreeMap<&str, VnetView> = inputs
+        .vnets
+        .iter()
+        .filter_map(|v| Some((v.name(), VnetView::parse(&v.spec.body).ok()?)))
+        .collect();
     // Addresses are unique per VNet: subnets of one VNet never overlap, so one set per VNet is enough.
     let mut taken: BTreeMap<String, Taken> = BTreeMap::new();
     let mut macs = BTreeSet::new();
@@ -109,7 +120,10 @@ fn nic_properties(
     taken: &mut BTreeMap<String, Taken>,
     macs: &mut BTreeSet<String>,
 ) -> Result<Value, ArmError> {
-    let fail = |code: &str, message: String| ArmError { code: code.to_owned(), message };
+    let fail = |code: &str, message: String| ArmError {
+        code: code.to_owned(),
+        message,
+    };
     let view = NicView::parse(&nic.spec.body).map_err(|e| fail("InvalidRequestContent", e.to_string()))?;
     let before = known(nic).unwrap_or_default();
     let mut addresses: Vec<Option<IpAddr>> = Vec::with_capacity(view.ip_configs.len());
@@ -117,14 +131,23 @@ fn nic_properties(
     let mut missing: BTreeMap<(String, String), Vec<usize>> = BTreeMap::new();
     for (i, c) in view.ip_configs.iter().enumerate() {
         let Some((vnet, subnet)) = subnet_ref(&c.subnet) else {
-            return Err(fail("LinkedInvalidPropertyId", format!("'{}' is not the id of a subnet", c.subnet)));
+            return Err(fail(
+                "LinkedInvalidPropertyId",
+                format!("'{}' is not the id of a subnet", c.subnet),
+            ));
         };
-        let kept = before.ip_configs.iter().find(|b| b.name == c.name && b.subnet.eq_ignore_ascii_case(&c.subnet));
+        let kept = before
+            .ip_configs
+            .iter()
+            .find(|b| b.name == c.name && b.subnet.eq_ignore_ascii_case(&c.subnet));
         match (c.address, kept) {
             (Some(fixed), Some(k)) if k.address == fixed => addresses.push(Some(fixed)),
             (Some(fixed), _) => {
                 if !taken.entry(vnet).or_default().insert(fixed) {
-                    return Err(fail("PrivateIPAddressInUse", format!("{fixed} is used by another network interface")));
+                    return Err(fail(
+                        "PrivateIPAddressInUse",
+                        format!("{fixed} is used by another network interface"),
+                    ));
                 }
                 addresses.push(Some(fixed));
             }
@@ -136,9 +159,15 @@ fn nic_properties(
         }
     }
     for ((vnet, subnet), wanted) in missing {
-        let prefix = vnets.get(vnet.as_str()).and_then(|v| v.subnet(&subnet)).map(|s| s.prefix);
+        let prefix = vnets
+            .get(vnet.as_str())
+            .and_then(|v| v.subnet(&subnet))
+            .map(|s| s.prefix);
         let Some(prefix) = prefix else {
-            return Err(fail("InvalidResourceReference", format!("the subnet '{subnet}' does not exist")));
+            return Err(fail(
+                "InvalidResourceReference",
+                format!("the subnet '{subnet}' does not exist"),
+            ));
         };
         match taken.entry(vnet).or_default().take(&prefix, wanted.len()) {
             Ok(got) => wanted.iter().zip(got).for_each(|(i, a)| addresses[*i] = Some(a)),
@@ -172,7 +201,8 @@ fn nic_properties(
 }
 
 fn public_ips(inputs: &Inputs, out: &mut Vec<Write>) {
-    let address = |o: &ArmObject| -> Option<IpAddr> { o.status.as_ref()?.properties["ipAddress"].as_str()?.parse().ok() };
+    let address =
+        |o: &ArmObject| -> Option<IpAddr> { o.status.as_ref()?.properties["ipAddress"].as_str()?.parse().ok() };
     let mut taken = Taken::default();
     for o in &inputs.public_ips {
         if let Some(a) = address(o) {
@@ -190,7 +220,10 @@ fn public_ips(inputs: &Inputs, out: &mut Vec<Write>) {
         };
         let result = result
             .map(|a| json!({"ipAddress": a, "publicIPAddressVersion": "IPv4", "resourceGuid": guid(&o.spec.id)}))
-            .map_err(|message| ArmError { code: "PublicIPPoolExhausted".into(), message });
+            .map_err(|message| ArmError {
+                code: "PublicIPPoolExhausted".into(),
+                message,
+            });
         push(out, "publicipaddresses", o, result);
     }
 }
@@ -215,13 +248,27 @@ mod tests {
             .map(|i| json!({"name": format!("c{i}"), "properties": {"subnet": {"id": format!("{VNET}/subnets/a")}, "primary": i == 0}}))
             .collect();
         let id = format!("/subscriptions/s/resourceGroups/g/providers/Microsoft.Network/networkInterfaces/{name}");
-        ArmObject::new("networkinterfaces", ArmSpec { id, body: json!({"properties": {"ipConfigurations": configs}}) })
+        ArmObject::new(
+            "networkinterfaces",
+            ArmSpec {
+                id,
+                body: json!({"properties": {"ipConfigurations": configs}}),
+            },
+        )
     }
 
     fn inputs() -> Inputs {
         let body = json!({"properties": {"addressSpace": {"addressPrefixes": ["10.0.0.0/16"]},
             "subnets": [{"name": "a", "properties": {"addressPrefix": "10.0.0.0/28"}}]}});
-        let pip = |n: &str| ArmObject::new("publicipaddresses", ArmSpec { id: format!("/subscriptions/s/{n}/x"), body: json!({}) });
+        let pip = |n: &str| {
+            ArmObject::new(
+                "publicipaddresses",
+                ArmSpec {
+                    id: format!("/subscriptions/s/{n}/x"),
+                    body: json!({}),
+                },
+            )
+        };
         Inputs {
             vnets: vec![ArmObject::new("virtualnetworks", ArmSpec { id: VNET.into(), body })],
             nics: vec![nic("n1", 5), nic("n2", 5)],
@@ -254,8 +301,11 @@ mod tests {
         assert_eq!(all[0].primary().unwrap().address.to_string(), "10.0.0.4");
         assert_eq!(all[1].primary().unwrap().address.to_string(), "10.0.0.9");
         assert_ne!(all[0].mac, all[1].mac);
-        let pips: Vec<&str> =
-            i.public_ips.iter().map(|p| p.status.as_ref().unwrap().properties["ipAddress"].as_str().unwrap()).collect();
+        let pips: Vec<&str> = i
+            .public_ips
+            .iter()
+            .map(|p| p.status.as_ref().unwrap().properties["ipAddress"].as_str().unwrap())
+            .collect();
         assert_eq!(pips, ["198.19.0.4", "198.19.0.5"]);
     }
 

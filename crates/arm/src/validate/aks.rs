@@ -21,19 +21,28 @@ pub fn cluster(id: &ArmId, body: &Value, old: Option<&ArmObject>, world: &World)
     if let Some(b) = &before {
         immutable(b, &view)?;
     }
-    let own: IpNet = resources::aks::OWN_VNET_PREFIX.parse().map_err(|_| Fault::internal("the request"))?;
+    let own: IpNet = resources::aks::OWN_VNET_PREFIX
+        .parse()
+        .map_err(|_| Fault::internal("the request"))?;
     let mut vnet_id: Option<String> = None;
     let mut vnet_view: Option<VnetView> = None;
     for (i, pool) in view.pools.iter().enumerate() {
         let path = format!("properties.agentPoolProfiles[{i}].vnetSubnetID");
         let subnet_id = view.subnet_of(&id.subscription, pool);
         let (vnet, subnet, subnet_name) = match &pool.subnet {
-            None => (format!("{}/", view.own_vnet_id(&id.subscription)), own_subnet()?, resources::aks::OWN_SUBNET.to_owned()),
+            None => (
+                format!("{}/", view.own_vnet_id(&id.subscription)),
+                own_subnet()?,
+                resources::aks::OWN_SUBNET.to_owned(),
+            ),
             Some(given) => {
                 let (v, s, vid) = world.subnet(given, &path)?;
                 if !s.delegations.is_empty() {
                     let to = s.delegations.join(", ");
-                    let problem = format!("subnet '{}' is delegated to {to}; nodes need a subnet without delegation", s.name);
+                    let problem = format!(
+                        "subnet '{}' is delegated to {to}; nodes need a subnet without delegation",
+                        s.name
+                    );
                     return Err(Fault::field("SubnetIsDelegated", path, problem));
                 }
                 vnet_view = Some(v);
@@ -50,7 +59,10 @@ pub fn cluster(id: &ArmId, body: &Value, old: Option<&ArmObject>, world: &World)
         room(id, &view, before.as_ref(), world, &subnet_id, &subnet_name, &subnet)?;
     }
     let prefixes = vnet_view.as_ref().map_or_else(|| vec![own], |v| v.prefixes.clone());
-    if let Some(p) = prefixes.iter().find(|p| p.contains(&view.service_cidr) || view.service_cidr.contains(*p)) {
+    if let Some(p) = prefixes
+        .iter()
+        .find(|p| p.contains(&view.service_cidr) || view.service_cidr.contains(*p))
+    {
         let problem = format!(
             "the service range {} overlaps the virtual network's {p}; give --service-cidr and --dns-service-ip outside it",
             view.service_cidr
@@ -62,7 +74,9 @@ pub fn cluster(id: &ArmId, body: &Value, old: Option<&ArmObject>, world: &World)
 }
 
 fn own_subnet() -> Answer<IpNet> {
-    resources::aks::OWN_SUBNET_PREFIX.parse().map_err(|_| Fault::internal("the request"))
+    resources::aks::OWN_SUBNET_PREFIX
+        .parse()
+        .map_err(|_| Fault::internal("the request"))
 }
 
 /// The nodes of all pools in one subnet must fit beside everyone else there.
@@ -76,13 +90,24 @@ fn room(
     prefix: &IpNet,
 ) -> Answer<()> {
     let inside = |v: &ClusterView| -> u64 {
-        let pools = v.pools.iter().filter(|p| same_id(&v.subnet_of(&id.subscription, p), subnet_id));
+        let pools = v
+            .pools
+            .iter()
+            .filter(|p| same_id(&v.subnet_of(&id.subscription, p), subnet_id));
         pools.map(resources::aks::PoolView::addresses).sum()
     };
     let mine_before = before.map_or(0, inside);
-    let used = world.users_of(subnet_id).iter().map(|u| u.1).sum::<u64>().saturating_sub(mine_before);
+    let used = world
+        .users_of(subnet_id)
+        .iter()
+        .map(|u| u.1)
+        .sum::<u64>()
+        .saturating_sub(mine_before);
     let nodes: i64 = view.pools.iter().map(|p| p.count).sum();
-    let what = format!("cluster '{}' with {nodes} nodes (one address per node and one per pod it may run)", id.name());
+    let what = format!(
+        "cluster '{}' with {nodes} nodes (one address per node and one per pod it may run)",
+        id.name()
+    );
     network::room(subnet, prefix, used, inside(view), &what)
 }
 
@@ -93,17 +118,31 @@ fn immutable(old: &ClusterView, new: &ClusterView) -> Answer<()> {
         Err(Fault::field("PropertyChangeNotAllowed", path, problem))
     };
     for (field, was, now) in [
-        ("properties.networkProfile.serviceCidr", old.service_cidr.to_string(), new.service_cidr.to_string()),
-        ("properties.networkProfile.dnsServiceIP", old.dns_service_ip.to_string(), new.dns_service_ip.to_string()),
+        (
+            "properties.networkProfile.serviceCidr",
+            old.service_cidr.to_string(),
+            new.service_cidr.to_string(),
+        ),
+        (
+            "properties.networkProfile.dnsServiceIP",
+            old.dns_service_ip.to_string(),
+            new.dns_service_ip.to_string(),
+        ),
         ("properties.dnsPrefix", old.dns_prefix.clone(), new.dns_prefix.clone()),
-        ("properties.nodeResourceGroup", old.node_resource_group.clone(), new.node_resource_group.clone()),
+        (
+            "properties.nodeResourceGroup",
+            old.node_resource_group.clone(),
+            new.node_resource_group.clone(),
+        ),
     ] {
         if !was.eq_ignore_ascii_case(&now) {
             return changed(field.to_owned(), was, now);
         }
     }
     for (i, pool) in new.pools.iter().enumerate() {
-        let Some(was) = old.pools.iter().find(|p| p.name == pool.name) else { continue };
+        let Some(was) = old.pools.iter().find(|p| p.name == pool.name) else {
+            continue;
+        };
         let at = |f: &str| format!("properties.agentPoolProfiles[{i}].{f}");
         if was.size.name != pool.size.name {
             return changed(at("vmSize"), was.size.name.to_owned(), pool.size.name.to_owned());
@@ -111,7 +150,10 @@ fn immutable(old: &ClusterView, new: &ClusterView) -> Answer<()> {
         if was.max_pods != pool.max_pods {
             return changed(at("maxPods"), was.max_pods.to_string(), pool.max_pods.to_string());
         }
-        let (a, b) = (was.subnet.clone().unwrap_or_default(), pool.subnet.clone().unwrap_or_default());
+        let (a, b) = (
+            was.subnet.clone().unwrap_or_default(),
+            pool.subnet.clone().unwrap_or_default(),
+        );
         if !same_id(&a, &b) {
             return changed(at("vnetSubnetID"), a, b);
         }
@@ -120,7 +162,9 @@ fn immutable(old: &ClusterView, new: &ClusterView) -> Answer<()> {
 }
 
 fn virtual_node(view: &ClusterView, vnet: Option<&VnetView>) -> Answer<()> {
-    let Some(name) = &view.virtual_node_subnet else { return Ok(()) };
+    let Some(name) = &view.virtual_node_subnet else {
+        return Ok(());
+    };
     let path = "properties.addonProfiles.aciConnectorLinux.config.SubnetName";
     let Some(vnet) = vnet else {
         let problem = "the virtual-node add-on needs a cluster in a virtual network of yours (--vnet-subnet-id)";
@@ -164,8 +208,14 @@ mod tests {
             {"name": "nodes", "properties": {"addressPrefix": "10.240.0.0/25"}},
             {"name": "groups", "properties": {"addressPrefix": "10.240.1.0/24", "delegations": [
                 {"properties": {"serviceName": "Microsoft.ContainerInstance/containerGroups"}}]}}]}});
-        let spec = ArmSpec { id: format!("{G}/Microsoft.Network/virtualNetworks/v"), body: vnet };
-        World { vnets: vec![ArmObject::new("virtualnetworks", spec)], ..Default::default() }
+        let spec = ArmSpec {
+            id: format!("{G}/Microsoft.Network/virtualNetworks/v"),
+            body: vnet,
+        };
+        World {
+            vnets: vec![ArmObject::new("virtualnetworks", spec)],
+            ..Default::default()
+        }
     }
 
     #[test]
@@ -174,8 +224,17 @@ mod tests {
         // 123 usable addresses, 31 per node.
         assert_eq!(cluster(&id("c"), &body(3, "nodes"), None, &w), Ok(()));
         let f = cluster(&id("c"), &body(4, "nodes"), None, &w).unwrap_err();
-        assert!(f.code == "SubnetIsFull" && f.message.contains("needs 124 addresses, 123 of 123"), "{f}");
-        let first = ArmObject::new("managedclusters", ArmSpec { id: id("first").to_string(), body: body(2, "NODES") });
+        assert!(
+            f.code == "SubnetIsFull" && f.message.contains("needs 124 addresses, 123 of 123"),
+            "{f}"
+        );
+        let first = ArmObject::new(
+            "managedclusters",
+            ArmSpec {
+                id: id("first").to_string(),
+                body: body(2, "NODES"),
+            },
+        );
         w.clusters.push(first.clone());
         let f = cluster(&id("c"), &body(2, "nodes"), None, &w).unwrap_err();
         assert!(f.message.contains("61 of 123"), "{f}");
@@ -193,8 +252,13 @@ mod tests {
         b["properties"]["networkProfile"] = json!({"serviceCidr": "10.240.128.0/20"});
         assert_eq!(code(&b).as_deref(), Some("ServiceCidrOverlapExistingSubnetsCidr"));
         let mut b = body(1, "nodes");
-        for (name, want) in [("groups", None), ("nodes", Some("SubnetNotDelegated")), ("zzz", Some("SubnetNotFound"))] {
-            b["properties"]["addonProfiles"] = json!({"aciConnectorLinux": {"enabled": true, "config": {"SubnetName": name}}});
+        for (name, want) in [
+            ("groups", None),
+            ("nodes", Some("SubnetNotDelegated")),
+            ("zzz", Some("SubnetNotFound")),
+        ] {
+            b["properties"]["addonProfiles"] =
+                json!({"aciConnectorLinux": {"enabled": true, "config": {"SubnetName": name}}});
             assert_eq!(code(&b).as_deref(), want);
         }
     }
@@ -202,10 +266,19 @@ mod tests {
     #[test]
     fn what_stays_for_life() {
         let w = world();
-        let old = ArmObject::new("managedclusters", ArmSpec { id: id("c").to_string(), body: body(1, "nodes") });
+        let old = ArmObject::new(
+            "managedclusters",
+            ArmSpec {
+                id: id("c").to_string(),
+                body: body(1, "nodes"),
+            },
+        );
         let mut b = body(1, "nodes");
         b["properties"]["agentPoolProfiles"][0]["vmSize"] = json!("Standard_D2s_v3");
-        assert_eq!(cluster(&id("c"), &b, Some(&old), &w).unwrap_err().code, "PropertyChangeNotAllowed");
+        assert_eq!(
+            cluster(&id("c"), &b, Some(&old), &w).unwrap_err().code,
+            "PropertyChangeNotAllowed"
+        );
         // Writing the default that GET showed is no change.
         b["properties"]["agentPoolProfiles"][0]["vmSize"] = json!("Standard_DS2_v2");
         assert_eq!(cluster(&id("c"), &b, Some(&old), &w), Ok(()));

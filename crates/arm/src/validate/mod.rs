@@ -38,12 +38,21 @@ impl World {
     /// The VNet and subnet that a subnet's id names.
     /// # Errors: not a subnet id, or it does not exist.
     pub fn subnet(&self, id: &str, field: &str) -> Answer<(VnetView, SubnetView, String)> {
-        let parsed = ArmId::parse(id).ok().filter(|_| resources::views::subnet_ref(id).is_some());
+        let parsed = ArmId::parse(id)
+            .ok()
+            .filter(|_| resources::views::subnet_ref(id).is_some());
         let Some((subnet, vnet)) = parsed.and_then(|p| Some((p.name().to_owned(), p.parent()?.to_string()))) else {
-            let problem = format!("'{id}' is not the id of a subnet (/subscriptions/.../virtualNetworks/<name>/subnets/<name>)");
+            let problem =
+                format!("'{id}' is not the id of a subnet (/subscriptions/.../virtualNetworks/<name>/subnets/<name>)");
             return Err(Fault::field("LinkedInvalidPropertyId", field, problem));
         };
-        let missing = || Fault::field("InvalidResourceReference", field, format!("the subnet '{id}' does not exist"));
+        let missing = || {
+            Fault::field(
+                "InvalidResourceReference",
+                field,
+                format!("the subnet '{id}' does not exist"),
+            )
+        };
         let object = self.vnet(&vnet).ok_or_else(missing)?;
         let view = VnetView::parse(&object.spec.body)?;
         let found = view.subnet(&subnet).cloned().ok_or_else(missing)?;
@@ -56,12 +65,19 @@ impl World {
         let mut users = Vec::new();
         let mut node_groups = Vec::new();
         for cluster in &self.clusters {
-            let Ok(id) = ArmId::parse(&cluster.spec.id) else { continue };
-            let Ok(view) = ClusterView::parse(&id, &cluster.spec.body) else { continue };
-            node_groups.push(crate::home::group_id(&id.subscription, &view.node_resource_group));
+            let Ok(id) = ArmId::parse(&cluster.spec.id) else {
+                continue;
+            };
+            let Ok(view) = ClusterView::parse(&id, &cluster.spec.body) else {
+                continue;
+            };
+            node_groups.push(resources::group_id(&id.subscription, &view.node_resource_group));
             for pool in &view.pools {
                 if same_id(&view.subnet_of(&id.subscription, pool), subnet_id) {
-                    users.push((format!("agent pool '{}' of cluster '{}'", pool.name, id.name()), pool.addresses()));
+                    users.push((
+                        format!("agent pool '{}' of cluster '{}'", pool.name, id.name()),
+                        pool.addresses(),
+                    ));
                 }
             }
             if let Some(name) = &view.virtual_node_subnet
@@ -76,10 +92,18 @@ impl World {
             if node_groups.iter().any(|g| crate::home::is_within(&nic.spec.id, g)) && is_node_nic(nic) {
                 continue;
             }
-            let Ok(view) = NicView::parse(&nic.spec.body) else { continue };
+            let Ok(view) = NicView::parse(&nic.spec.body) else {
+                continue;
+            };
             let n = view.ip_configs.iter().filter(|c| same_id(&c.subnet, subnet_id)).count() as u64;
             if n > 0 {
-                users.push((format!("network interface '{}'", nic.spec.id.rsplit('/').next().unwrap_or_default()), n));
+                users.push((
+                    format!(
+                        "network interface '{}'",
+                        nic.spec.id.rsplit('/').next().unwrap_or_default()
+                    ),
+                    n,
+                ));
             }
         }
         users
@@ -103,7 +127,8 @@ pub fn resource(kind: &ResourceType, id: &ArmId, body: &Value, old: Option<&ArmO
         && fold_location(&old.spec.body["location"]) != fold_location(&body["location"])
     {
         let (was, now) = (&old.spec.body["location"], &body["location"]);
-        let message = format!("The resource already exists in location {was} and cannot be created in {now}. Use another name.");
+        let message =
+            format!("The resource already exists in location {was} and cannot be created in {now}. Use another name.");
         return Err(Fault::conflict("InvalidResourceLocation", message));
     }
     tags(body)?;
@@ -125,11 +150,17 @@ fn fold_location(v: &Value) -> String {
 pub fn tags(body: &Value) -> Answer<()> {
     match &body["tags"] {
         Value::Null => Ok(()),
-        Value::Object(t) if t.len() > 50 => {
-            Err(Fault::field("InvalidTags", "tags", format!("{} tags, at most 50 are allowed", t.len())))
-        }
+        Value::Object(t) if t.len() > 50 => Err(Fault::field(
+            "InvalidTags",
+            "tags",
+            format!("{} tags, at most 50 are allowed", t.len()),
+        )),
         Value::Object(t) => match t.iter().find(|(_, v)| !v.is_string()) {
-            Some((k, _)) => Err(Fault::field("InvalidTags", format!("tags.{k}"), "a tag's value is a string")),
+            Some((k, _)) => Err(Fault::field(
+                "InvalidTags",
+                format!("tags.{k}"),
+                "a tag's value is a string",
+            )),
             None => Ok(()),
         },
         _ => Err(Fault::field("InvalidTags", "tags", "must be an object of strings")),
@@ -140,8 +171,13 @@ fn name(kind: &ResourceType, id: &ArmId) -> Answer<()> {
     let name = id.name();
     let max = if kind.path == ["managedClusters"] { 63 } else { 80 };
     let first = name.chars().next().is_some_and(|c| c.is_ascii_alphanumeric());
-    let last = name.chars().last().is_some_and(|c| c.is_ascii_alphanumeric() || c == '_');
-    let middle = name.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_' || (max == 80 && c == '.'));
+    let last = name
+        .chars()
+        .last()
+        .is_some_and(|c| c.is_ascii_alphanumeric() || c == '_');
+    let middle = name
+        .chars()
+        .all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_' || (max == 80 && c == '.'));
     if first && last && middle && name.len() <= max {
         return Ok(());
     }

@@ -33,14 +33,26 @@ pub fn vnet(id: &ArmId, body: &Value, old: Option<&ArmObject>, world: &World) ->
     for (i, p) in view.prefixes.iter().enumerate() {
         let path = format!("properties.addressSpace.addressPrefixes[{i}]");
         if p.addr().is_ipv6() {
-            return Err(Fault::field("InvalidAddressPrefixFormat", path, format!("{p} is IPv6, which is not served")));
+            return Err(Fault::field(
+                "InvalidAddressPrefixFormat",
+                path,
+                format!("{p} is IPv6, which is not served"),
+            ));
         }
         if !(8..=29).contains(&p.prefix_len()) {
-            return Err(Fault::field("InvalidAddressPrefixFormat", path, format!("{p} must be from /8 to /29")));
+            return Err(Fault::field(
+                "InvalidAddressPrefixFormat",
+                path,
+                format!("{p} must be from /8 to /29"),
+            ));
         }
         for (range, meaning) in RESERVED {
             if range.parse::<IpNet>().is_ok_and(|r| overlaps(&r, p)) {
-                return Err(Fault::field("AddressPrefixNotAllowed", path, format!("{p} overlaps {range} ({meaning})")));
+                return Err(Fault::field(
+                    "AddressPrefixNotAllowed",
+                    path,
+                    format!("{p} overlaps {range} ({meaning})"),
+                ));
             }
         }
         if let Some(q) = view.prefixes[..i].iter().find(|q| overlaps(q, p)) {
@@ -51,28 +63,50 @@ pub fn vnet(id: &ArmId, body: &Value, old: Option<&ArmObject>, world: &World) ->
     for (i, s) in view.subnets.iter().enumerate() {
         let path = format!("properties.subnets[{i}].properties.addressPrefix");
         if s.prefix.prefix_len() > SUBNET_PREFIX_MAX {
-            let problem = format!("{} is too small for subnet '{}': /{SUBNET_PREFIX_MAX} is the smallest", s.prefix, s.name);
+            let problem = format!(
+                "{} is too small for subnet '{}': /{SUBNET_PREFIX_MAX} is the smallest",
+                s.prefix, s.name
+            );
             return Err(Fault::field("NetcfgInvalidSubnet", path, problem));
         }
         if !view.prefixes.iter().any(|p| p.contains(&s.prefix)) {
             let space: Vec<String> = view.prefixes.iter().map(ToString::to_string).collect();
-            let problem = format!("subnet '{}' ({}) is outside the virtual network's {}", s.name, s.prefix, space.join(", "));
+            let problem = format!(
+                "subnet '{}' ({}) is outside the virtual network's {}",
+                s.name,
+                s.prefix,
+                space.join(", ")
+            );
             return Err(Fault::field("NetcfgInvalidSubnet", path, problem));
         }
         for t in &view.subnets[..i] {
             if t.name.eq_ignore_ascii_case(&s.name) {
                 let path = format!("properties.subnets[{i}].name");
-                return Err(Fault::field("DuplicateResourceName", path, format!("there are two subnets named '{}'", s.name)));
+                return Err(Fault::field(
+                    "DuplicateResourceName",
+                    path,
+                    format!("there are two subnets named '{}'", s.name),
+                ));
             }
             if overlaps(&t.prefix, &s.prefix) {
-                let problem = format!("subnet '{}' ({}) overlaps subnet '{}' ({})", s.name, s.prefix, t.name, t.prefix);
+                let problem = format!(
+                    "subnet '{}' ({}) overlaps subnet '{}' ({})",
+                    s.name, s.prefix, t.name, t.prefix
+                );
                 return Err(Fault::field("NetcfgSubnetRangesOverlap", path, problem));
             }
         }
-        for (field, set) in [("networkSecurityGroup", &s.network_security_group), ("routeTable", &s.route_table)] {
+        for (field, set) in [
+            ("networkSecurityGroup", &s.network_security_group),
+            ("routeTable", &s.route_table),
+        ] {
             if set.is_some() {
                 let path = format!("properties.subnets[{i}].properties.{field}");
-                return Err(Fault::field("UnsupportedProperty", path, "this feature is not served yet; leave it out"));
+                return Err(Fault::field(
+                    "UnsupportedProperty",
+                    path,
+                    "this feature is not served yet; leave it out",
+                ));
             }
         }
     }
@@ -134,7 +168,11 @@ pub fn nic(body: &Value, old: Option<&ArmObject>, world: &World) -> Answer<()> {
         match &vnet_seen {
             Some(v) if !same_id(v, &vnet) => {
                 let problem = "all configurations of an interface must be in one virtual network";
-                return Err(Fault::field("InvalidResourceReference", format!("{at}.subnet.id"), problem));
+                return Err(Fault::field(
+                    "InvalidResourceReference",
+                    format!("{at}.subnet.id"),
+                    problem,
+                ));
             }
             _ => vnet_seen = Some(vnet),
         }
@@ -142,14 +180,25 @@ pub fn nic(body: &Value, old: Option<&ArmObject>, world: &World) -> Answer<()> {
             let path = format!("{at}.privateIPAddress");
             let hosts_from = crate::network::alloc::usable_range(&subnet.prefix);
             if !hosts_from.is_some_and(|(lo, hi)| lo <= a && a <= hi) {
-                let problem = format!("{a} is not one of the usable addresses of subnet '{}' ({})", subnet.name, subnet.prefix);
+                let problem = format!(
+                    "{a} is not one of the usable addresses of subnet '{}' ({})",
+                    subnet.name, subnet.prefix
+                );
                 return Err(Fault::field("PrivateIPAddressNotInSubnet", path, problem));
             }
-            let taken = world.nics.iter().filter(|n| old.is_none_or(|o| o.name() != n.name())).find(|n| {
-                let status = n.status.as_ref().map(|s| &s.properties).unwrap_or(&Value::Null);
-                let live = resources::views::NicAddresses::parse(status);
-                live.is_some_and(|l| l.ip_configs.iter().any(|x| x.address == a && same_id(&x.subnet, &c.subnet)))
-            });
+            let taken = world
+                .nics
+                .iter()
+                .filter(|n| old.is_none_or(|o| o.name() != n.name()))
+                .find(|n| {
+                    let status = n.status.as_ref().map(|s| &s.properties).unwrap_or(&Value::Null);
+                    let live = resources::views::NicAddresses::parse(status);
+                    live.is_some_and(|l| {
+                        l.ip_configs
+                            .iter()
+                            .any(|x| x.address == a && same_id(&x.subnet, &c.subnet))
+                    })
+                });
             if let Some(n) = taken {
                 let problem = format!("{a} is already used by network interface '{}'", n.name());
                 return Err(Fault::field("PrivateIPAddressInUse", path, problem));
@@ -166,7 +215,12 @@ pub fn nic(body: &Value, old: Option<&ArmObject>, world: &World) -> Answer<()> {
             v.ip_configs.iter().filter(|c| same_id(&c.subnet, &id)).count() as u64
         });
         let (_, subnet, _) = world.subnet(&id, "properties.ipConfigurations")?;
-        let used: u64 = world.users_of(&id).iter().map(|u| u.1).sum::<u64>().saturating_sub(held);
+        let used: u64 = world
+            .users_of(&id)
+            .iter()
+            .map(|u| u.1)
+            .sum::<u64>()
+            .saturating_sub(held);
         room(&subnet.name, &subnet.prefix, used, n, "this network interface")?;
     }
     Ok(())
@@ -188,14 +242,25 @@ pub fn room(subnet: &str, prefix: &IpNet, used: u64, wanted: u64, what: &str) ->
 /// A public address: one IPv4 address from the pool.
 pub fn public_ip(body: &Value) -> Answer<()> {
     let p = &body["properties"];
-    if p["publicIPAddressVersion"].as_str().is_some_and(|v| v.eq_ignore_ascii_case("IPv6")) {
+    if p["publicIPAddressVersion"]
+        .as_str()
+        .is_some_and(|v| v.eq_ignore_ascii_case("IPv6"))
+    {
         let path = "properties.publicIPAddressVersion";
-        return Err(Fault::field("UnsupportedProperty", path, "IPv6 is not served; use IPv4"));
+        return Err(Fault::field(
+            "UnsupportedProperty",
+            path,
+            "IPv6 is not served; use IPv4",
+        ));
     }
     for field in ["publicIPPrefix", "dnsSettings", "natGateway"] {
         if !p[field].is_null() {
             let path = format!("properties.{field}");
-            return Err(Fault::field("UnsupportedProperty", path, "this feature is not served yet; leave it out"));
+            return Err(Fault::field(
+                "UnsupportedProperty",
+                path,
+                "this feature is not served yet; leave it out",
+            ));
         }
     }
     Ok(())
@@ -211,14 +276,18 @@ mod tests {
     const VNET: &str = "/subscriptions/s/resourceGroups/g/providers/Microsoft.Network/virtualNetworks/v";
 
     fn body(prefixes: &[&str], subnets: &[(&str, &str)]) -> Value {
-        let subnets: Vec<Value> =
-            subnets.iter().map(|(n, p)| json!({"name": n, "properties": {"addressPrefix": p}})).collect();
+        let subnets: Vec<Value> = subnets
+            .iter()
+            .map(|(n, p)| json!({"name": n, "properties": {"addressPrefix": p}}))
+            .collect();
         json!({"location": "x", "properties": {"addressSpace": {"addressPrefixes": prefixes}, "subnets": subnets}})
     }
 
     fn check(prefixes: &[&str], subnets: &[(&str, &str)]) -> Option<String> {
         let id = ArmId::parse(VNET).unwrap();
-        vnet(&id, &body(prefixes, subnets), None, &World::default()).err().map(|f| f.code)
+        vnet(&id, &body(prefixes, subnets), None, &World::default())
+            .err()
+            .map(|f| f.code)
     }
 
     #[test]
@@ -226,16 +295,32 @@ mod tests {
         let one = ["10.0.0.0/16"];
         assert_eq!(check(&one, &[("a", "10.0.0.0/24"), ("b", "10.0.1.0/24")]), None);
         for (prefixes, subnets, code) in [
-            (&["10.0.0.0/16", "10.0.128.0/17"][..], &[][..], "NetcfgVirtualNetworkAddressSpaceOverlap"),
+            (
+                &["10.0.0.0/16", "10.0.128.0/17"][..],
+                &[][..],
+                "NetcfgVirtualNetworkAddressSpaceOverlap",
+            ),
             (&one[..], &[("a", "10.1.0.0/24")][..], "NetcfgInvalidSubnet"),
             (&one[..], &[("a", "10.0.0.0/30")][..], "NetcfgInvalidSubnet"),
-            (&one[..], &[("a", "10.0.0.0/23"), ("b", "10.0.1.0/24")][..], "NetcfgSubnetRangesOverlap"),
-            (&one[..], &[("a", "10.0.0.0/24"), ("A", "10.0.1.0/24")][..], "DuplicateResourceName"),
+            (
+                &one[..],
+                &[("a", "10.0.0.0/23"), ("b", "10.0.1.0/24")][..],
+                "NetcfgSubnetRangesOverlap",
+            ),
+            (
+                &one[..],
+                &[("a", "10.0.0.0/24"), ("A", "10.0.1.0/24")][..],
+                "DuplicateResourceName",
+            ),
             (&["168.63.0.0/16"][..], &[][..], "AddressPrefixNotAllowed"),
             (&["fd00::/64"][..], &[][..], "InvalidAddressPrefixFormat"),
             (&["10.0.0.1/16"][..], &[][..], "InvalidRequestContent"),
         ] {
-            assert_eq!(check(prefixes, subnets).as_deref(), Some(code), "{prefixes:?} {subnets:?}");
+            assert_eq!(
+                check(prefixes, subnets).as_deref(),
+                Some(code),
+                "{prefixes:?} {subnets:?}"
+            );
         }
     }
 
@@ -245,9 +330,18 @@ mod tests {
         World {
             vnets: vec![ArmObject::new(
                 "virtualnetworks",
-                ArmSpec { id: VNET.into(), body: body(&["10.0.0.0/16"], &[("a", "10.0.0.0/29"), ("b", "10.0.1.0/24")]) },
+                ArmSpec {
+                    id: VNET.into(),
+                    body: body(&["10.0.0.0/16"], &[("a", "10.0.0.0/29"), ("b", "10.0.1.0/24")]),
+                },
             )],
-            nics: vec![ArmObject::new("networkinterfaces", ArmSpec { id: "/subscriptions/s/n1".into(), body: nic })],
+            nics: vec![ArmObject::new(
+                "networkinterfaces",
+                ArmSpec {
+                    id: "/subscriptions/s/n1".into(),
+                    body: nic,
+                },
+            )],
             clusters: vec![],
         }
     }
@@ -257,19 +351,31 @@ mod tests {
         let w = world();
         let id = ArmId::parse(VNET).unwrap();
         let change = |subnets: &[(&str, &str)]| {
-            vnet(&id, &body(&["10.0.0.0/16"], subnets), w.vnets.first(), &w).err().map(|f| f.code)
+            vnet(&id, &body(&["10.0.0.0/16"], subnets), w.vnets.first(), &w)
+                .err()
+                .map(|f| f.code)
         };
         assert_eq!(change(&[("a", "10.0.0.0/29")]), None, "b is free");
-        assert_eq!(change(&[("b", "10.0.1.0/24")]).as_deref(), Some("InUseSubnetCannotBeDeleted"));
-        assert_eq!(change(&[("a", "10.0.2.0/29")]).as_deref(), Some("InUsePrefixCannotBeDeleted"));
-        assert_eq!(delete_vnet(&w.vnets[0], &w).unwrap_err().code, "InUseSubnetCannotBeDeleted");
+        assert_eq!(
+            change(&[("b", "10.0.1.0/24")]).as_deref(),
+            Some("InUseSubnetCannotBeDeleted")
+        );
+        assert_eq!(
+            change(&[("a", "10.0.2.0/29")]).as_deref(),
+            Some("InUsePrefixCannotBeDeleted")
+        );
+        assert_eq!(
+            delete_vnet(&w.vnets[0], &w).unwrap_err().code,
+            "InUseSubnetCannotBeDeleted"
+        );
     }
 
     #[test]
     fn a_full_subnet_says_the_numbers() {
         let w = world();
-        let configs: Vec<Value> =
-            (0..3).map(|_| json!({"properties": {"subnet": {"id": format!("{VNET}/subnets/a")}}})).collect();
+        let configs: Vec<Value> = (0..3)
+            .map(|_| json!({"properties": {"subnet": {"id": format!("{VNET}/subnets/a")}}}))
+            .collect();
         let f = nic(&json!({"properties": {"ipConfigurations": configs}}), None, &w).unwrap_err();
         assert_eq!(f.code, "SubnetIsFull");
         assert!(f.message.contains("needs 3 addresses, 2 of 3"), "{f}");
@@ -281,7 +387,9 @@ mod tests {
         let with = |a: &str| {
             let c = json!([{"properties": {"subnet": {"id": format!("{VNET}/subnets/b")},
                 "privateIPAllocationMethod": "Static", "privateIPAddress": a}}]);
-            nic(&json!({"properties": {"ipConfigurations": c}}), None, &w).err().map(|f| f.code)
+            nic(&json!({"properties": {"ipConfigurations": c}}), None, &w)
+                .err()
+                .map(|f| f.code)
         };
         assert_eq!(with("10.0.1.77"), None);
         assert_eq!(with("10.0.1.3").as_deref(), Some("PrivateIPAddressNotInSubnet"));
