@@ -7,6 +7,8 @@
 
 #[cfg(feature = "engine")]
 pub mod api;
+#[cfg(feature = "engine")]
+pub mod images;
 pub mod supervisor;
 
 #[cfg(feature = "engine")]
