@@ -234,8 +234,12 @@ impl Contents {
                 ),
             );
             table.sets.push(
-                Set::new("refused-node-ports", node_fields)
-                    .with(self.refused_node_ports.iter().map(|k| Element::key(node_key(k)))),
+                Set::new("refused-node-ports", node_fields).with(
+                    self.refused_node_ports
+                        .iter()
+                        .filter(|k| !self.node_ports.contains_key(k))
+                        .map(|k| Element::key(node_key(k))),
+                ),
             );
             let here = || {
                 let loopback = ipnet::Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8);
