@@ -11,8 +11,8 @@
 //! # Where it stands
 //! All chains are of one table, so it is replaced in one transaction and deleted by name. Translation runs at priority
 //! [`PRIORITY_NAT`], before a VNet's own (-100): the address of a load balancer, seen from inside the cluster, is led to
-//! the endpoints directly. In a VNet's namespace every entry rule asks for the ingress link first, so that clusters with
-//! equal Service ranges do not see each other.
+//! the endpoints directly. In a VNet's namespace every entry rule asks for the cluster's mark first, so that clusters with
+//! equal Service ranges do not see each other; whoever sets the mark does it before priority [`PRIORITY_REFUSE`].
 //!
 //! # Not offered
 //! SCTP; IPv6; NodePort on 127.0.0.1; `externalIPs` for clients that are not in the cluster; affinity timeouts (the same
@@ -46,8 +46,8 @@ const KEY: [Field; 3] = [Field::IpDaddr, Field::L4Proto, Field::Dport];
 pub enum Scope {
     /// All traffic of this namespace, local processes included.
     Machine,
-    /// Only what enters through these links.
-    Links(BTreeSet<String>),
+    /// Only packets that carry this mark: the VNet marks what enters through the ports of a cluster's container groups.
+    Mark(u32),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,10 +55,8 @@ pub struct PlanConfig {
     /// Name of the table.
     pub table: String,
     pub scope: Scope,
-    /// The cluster's DNS address: answered by us, so never led to endpoints or refused.
+    /// The cluster's DNS address: answered by the cluster's own server, so never led to endpoints or refused here.
     pub dns_ip: Option<Ipv4Addr>,
-    /// Where DNS queries go if our server cannot own `dns_ip` (address and port local to the namespace).
-    pub dns_to: Option<(Ipv4Addr, u16)>,
 }
 
 /// The table for `world`.
@@ -168,12 +166,9 @@ impl Contents {
         let node_key = |(protocol, port): &(u8, u16)| [Datum::Proto(*protocol), Datum::Port(*port)];
         let machine = config.scope == Scope::Machine;
         // What every way into the table begins with.
-        let enter = || {
-            if machine {
-                Rule::new()
-            } else {
-                Rule::new().in_set([Field::Iifname], "ingress")
-            }
+        let enter = || match config.scope {
+            Scope::Machine => Rule::new(),
+            Scope::Mark(mark) => Rule::new().is(Field::Mark, Datum::Mark(mark)),
         };
 
         let mut table = Table::new(Family::Ip, config.table.clone());
@@ -198,10 +193,6 @@ impl Contents {
                     .map(|ip| Element::key([Datum::Ip(*ip), Datum::Ip(*ip)])),
             ),
         ];
-        if let Scope::Links(links) = &config.scope {
-            let links = links.iter().map(|l| Element::key([Datum::IfName(l.clone())]));
-            table.sets.push(Set::new("ingress", [Field::Iifname]).with(links));
-        }
 
         let new = || {
             enter().then(Statement::CtState {
@@ -216,14 +207,7 @@ impl Contents {
                 .goto("refuse"),
             new().in_set(KEY, "refused").goto("refuse"),
         ];
-        let mut lead = Vec::new();
-        if let (Some(ip), Some((to, port))) = (config.dns_ip, config.dns_to) {
-            for protocol in [TCP, UDP] {
-                let query = enter().daddr(ip).proto(protocol).is(Field::Dport, Datum::Port(53));
-                lead.push(query.dnat(NatTarget::to(to, port)).comment("cluster DNS"));
-            }
-        }
-        lead.push(enter().vmap(KEY, "services"));
+        let mut lead = vec![enter().vmap(KEY, "services")];
         if machine {
             let node_fields = [Field::L4Proto, Field::Dport];
             table.sets.push(
@@ -375,7 +359,6 @@ mod tests {
             table: "oaks-services".into(),
             scope: Scope::Machine,
             dns_ip: Some(Ipv4Addr::new(10, 0, 0, 10)),
-            dns_to: None,
         }
     }
 
@@ -570,24 +553,24 @@ mod tests {
     }
 
     #[test]
-    fn every_way_in_asks_for_the_link_in_a_vnet() {
+    fn every_way_in_asks_for_the_mark_in_a_vnet() {
         let config = PlanConfig {
-            scope: Scope::Links(["nic1".to_owned()].into()),
-            dns_to: Some((Ipv4Addr::new(168, 63, 129, 16), 5300)),
+            scope: Scope::Mark(7),
             ..machine()
         };
         let table = plan(&World::default(), &config);
+        let asks = Statement::Is {
+            field: Field::Mark,
+            value: Datum::Mark(7),
+            negate: false,
+        };
         for chain in table
             .chains
             .iter()
             .filter(|c| c.hook.is_some() && c.name != "masquerade")
         {
             for rule in &chain.rules {
-                assert!(
-                    matches!(&rule.statements[0], Statement::InSet { set, negate: false, .. } if set == "ingress"),
-                    "{}: {rule:?}",
-                    chain.name
-                );
+                assert_eq!(rule.statements[0], asks, "{}", chain.name);
             }
         }
         assert!(
