@@ -7,6 +7,7 @@ pub mod discovery;
 pub mod field;
 pub mod gvk;
 pub mod meta;
+pub mod openapi;
 pub mod patch;
 pub mod quantity;
 pub mod selector;

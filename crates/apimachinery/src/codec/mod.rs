@@ -6,6 +6,7 @@
 mod object;
 mod proto;
 mod scalar;
+pub(crate) mod wire;
 mod yaml;
 
 use serde::de::DeserializeSeed;

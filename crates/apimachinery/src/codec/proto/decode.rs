@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use serde_json::{Map, Number, Value};
 
 use super::super::scalar;
-use super::wire::{self, Data};
+use super::super::wire::{self, Data};
 use super::{ProtoError, from_protobuf};
 use crate::gvk::Gvk;
 use crate::table::{Field, Ty, TypeDef, TypeTable};

@@ -7,7 +7,8 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::Value;
 
 use super::super::scalar;
-use super::{ProtoError, to_protobuf, wire};
+use super::super::wire;
+use super::{ProtoError, to_protobuf};
 use crate::gvk::Gvk;
 use crate::table::{Field, Ty, TypeDef, TypeTable};
 

@@ -4,10 +4,10 @@
 
 mod decode;
 mod encode;
-mod wire;
 
 use serde_json::Value;
 
+use super::wire;
 use crate::gvk::{Gvk, split_api_version};
 use crate::table::{KindRef, TypeTable};
 

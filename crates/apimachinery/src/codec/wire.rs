@@ -1,14 +1,14 @@
 //! Protobuf's wire format: varints, tags, length-delimited fields.
 
 /// A field's content.
-pub(super) enum Data<'b> {
+pub(crate) enum Data<'b> {
     Varint(u64),
     Fixed64(u64),
     Fixed32,
     Bytes(&'b [u8]),
 }
 
-pub(super) fn put_varint(out: &mut Vec<u8>, mut value: u64) {
+pub(crate) fn put_varint(out: &mut Vec<u8>, mut value: u64) {
     while value >= 0x80 {
         out.push(value as u8 | 0x80);
         value >>= 7;
@@ -16,24 +16,24 @@ pub(super) fn put_varint(out: &mut Vec<u8>, mut value: u64) {
     out.push(value as u8);
 }
 
-pub(super) fn put_uint(out: &mut Vec<u8>, number: u32, value: u64) {
+pub(crate) fn put_uint(out: &mut Vec<u8>, number: u32, value: u64) {
     put_varint(out, u64::from(number) << 3);
     put_varint(out, value);
 }
 
-pub(super) fn put_fixed64(out: &mut Vec<u8>, number: u32, value: u64) {
+pub(crate) fn put_fixed64(out: &mut Vec<u8>, number: u32, value: u64) {
     put_varint(out, u64::from(number) << 3 | 1);
     out.extend_from_slice(&value.to_le_bytes());
 }
 
-pub(super) fn put_bytes(out: &mut Vec<u8>, number: u32, bytes: &[u8]) {
+pub(crate) fn put_bytes(out: &mut Vec<u8>, number: u32, bytes: &[u8]) {
     put_varint(out, u64::from(number) << 3 | 2);
     put_varint(out, bytes.len() as u64);
     out.extend_from_slice(bytes);
 }
 
 /// The fields of a message in wire order; ends after the first error.
-pub(super) fn fields(bytes: &[u8]) -> impl Iterator<Item = Result<(u32, Data<'_>), &'static str>> {
+pub(crate) fn fields(bytes: &[u8]) -> impl Iterator<Item = Result<(u32, Data<'_>), &'static str>> {
     let mut rest = bytes;
     std::iter::from_fn(move || {
         if rest.is_empty() {
@@ -72,7 +72,7 @@ fn field<'b>(rest: &mut &'b [u8]) -> Result<(u32, Data<'b>), &'static str> {
     Ok((number, data))
 }
 
-pub(super) fn varint(rest: &mut &[u8]) -> Result<u64, &'static str> {
+pub(crate) fn varint(rest: &mut &[u8]) -> Result<u64, &'static str> {
     let mut value = 0u64;
     for shift in (0..70).step_by(7) {
         let (first, tail) = rest.split_first().ok_or("ends within a varint")?;
