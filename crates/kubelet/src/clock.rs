@@ -1,38 +1,16 @@
-//! The clock behind timestamps: the system's, or one that follows tokio's (which tests pause and advance).
+//! Arithmetic on the wire's timestamps; the clock itself is `stdx`'s.
 
 use k8s_openapi::{apimachinery::pkg::apis::meta::v1::Time, jiff::Timestamp};
-use tokio::time::Instant;
+use stdx::SharedClock;
 
-#[derive(Clone, Copy, Debug, Default)]
-pub enum Clock {
-    #[default]
-    System,
-    /// `base` plus what tokio's clock has moved since `at`.
-    Tokio { base: Timestamp, at: Instant },
+/// The clock's now as the wire's timestamp.
+pub fn now(clock: &SharedClock) -> Timestamp {
+    from_system(clock.now())
 }
 
-impl Clock {
-    /// A clock that starts now and follows tokio's.
-    pub fn tokio() -> Self {
-        Self::Tokio {
-            base: Timestamp::now(),
-            at: Instant::now(),
-        }
-    }
-
-    pub fn now(&self) -> Timestamp {
-        match self {
-            Self::System => Timestamp::now(),
-            Self::Tokio { base, at } => {
-                let moved = i64::try_from(at.elapsed().as_nanos()).unwrap_or(i64::MAX);
-                Timestamp::from_nanosecond(base.as_nanosecond() + i128::from(moved)).unwrap_or(*base)
-            }
-        }
-    }
-
-    pub fn time(&self) -> Time {
-        Time(self.now())
-    }
+/// A timestamp cut to whole seconds, as the wire carries them.
+pub fn time(at: Timestamp) -> Time {
+    Time(Timestamp::from_second(at.as_second()).unwrap_or(at))
 }
 
 /// `at` plus `s` seconds, saturating.

@@ -5,10 +5,11 @@ use std::{collections::BTreeMap, io, net::IpAddr, net::SocketAddr, path::PathBuf
 use async_trait::async_trait;
 use k8s_openapi::api::core::v1::Pod;
 use sandbox::{Images, PodIdentity, Runtime};
+use stdx::SharedClock;
 use thiserror::Error;
 use tokio::net::TcpStream;
 
-use crate::{api::NodeApi, clock::Clock};
+use crate::api::NodeApi;
 
 /// Kubernetes version that the node reports.
 pub const KUBELET_VERSION: &str = "v1.36.4";
@@ -52,7 +53,7 @@ pub struct KubeletConfig {
     pub hooks: Arc<dyn Hooks>,
     /// How probes and `httpGet` hooks reach a pod address.
     pub dialer: Arc<dyn PodDialer>,
-    pub clock: Clock,
+    pub clock: SharedClock,
     pub tuning: Tuning,
 }
 

@@ -7,7 +7,23 @@
 //! machine's agent and a virtual node's.
 
 pub mod api;
+pub mod client;
 pub mod clock;
 pub mod config;
+mod env;
+pub mod events;
+mod fields;
+mod http;
+mod images;
+pub mod kubelet;
+mod node;
+pub mod pod;
+mod probes;
+pub mod server;
+#[cfg(test)]
+mod testing;
+mod volumes;
 
+pub use client::ClientApi;
 pub use config::*;
+pub use kubelet::{Kubelet, KubeletError};

@@ -1,0 +1,11 @@
+//! One pod: its parsed form, what is refused, what to do next, what to report, and the task that does it.
+
+pub mod hooks;
+pub mod ops;
+pub mod plan;
+pub mod refuse;
+pub mod start;
+pub mod status;
+pub mod view;
+pub mod worker;
+pub mod writer;
