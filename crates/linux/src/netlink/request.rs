@@ -82,6 +82,14 @@ impl Request {
         )
     }
 
+    /// Puts the link that a creation makes into a group, for [`Request::delete_group`]; no effect on other requests.
+    pub fn in_group(mut self, group: u32) -> Self {
+        if let Message::NewLink(link) = &mut self.message {
+            link.attributes.push(LinkAttribute::Group(group));
+        }
+        self
+    }
+
     /// Makes a VXLAN device without learning; its forwarding entries are set one by one.
     pub fn create_vxlan(vxlan: &Vxlan<'_>) -> Self {
         let mut link = link_message(0);

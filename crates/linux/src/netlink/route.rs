@@ -363,7 +363,7 @@ mod tests {
                     netns: Some(std::os::fd::AsFd::as_fd(&ns)),
                 },
             };
-            here.run(Request::create_veth(&veth)).unwrap();
+            here.run(Request::create_veth(&veth).in_group(7)).unwrap();
             let refused = here.run(Request::create_veth(&veth)).unwrap_err();
             assert_eq!(refused.errno(), Some(libc::EEXIST), "{refused:?}");
             let index = here.need_link("a0").unwrap().index;
