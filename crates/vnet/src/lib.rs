@@ -1,1 +1,23 @@
 //! Plan and apply of VNets and the edge; wire server, IMDS, VNet DNS. Knows no pods.
+//!
+//! A virtual network is a router: one network namespace per VNet on this host. [`plan`] turns a
+//! [`vnet_model::fabric::FabricSpec`] into what every namespace shall hold; [`Fabric::apply`] makes it so and touches only
+//! what changed; [`Fabric::attach`] plugs a NIC into a machine's or group's namespace; [`Fabric::serve`] opens the wire
+//! server and VNet DNS inside; [`teardown`] removes everything by name.
+
+mod attach;
+mod converge;
+mod dial;
+mod error;
+mod fabric;
+mod names;
+pub mod plan;
+mod serve;
+mod teardown;
+
+pub use attach::NetnsRef;
+pub use error::Error;
+pub use fabric::{Fabric, Report};
+pub use names::{edge_pin, host_link, host_table, vnet_pin};
+pub use plan::SPOOFED;
+pub use teardown::teardown;

@@ -489,6 +489,13 @@ impl<'a> RuleEncoder<'a> {
             }),
             Statement::SetMark { value, mask } => self.mark(false, *value, *mask),
             Statement::SetCtMark { value, mask } => self.mark(true, *value, *mask),
+            Statement::SetMarkMap { fields, map } => {
+                self.load_all(fields)?;
+                self.lookup(map, None, Some(REG), false);
+                self.expression("meta", |e| {
+                    e.u32(2, 3).u32(3, REG);
+                });
+            }
             Statement::Update {
                 set,
                 key,

@@ -57,6 +57,11 @@ pub enum Statement {
         value: u32,
         mask: u32,
     },
+    /// The mark becomes what the map `[Mark]` holds under the fields; goes on unchanged if it holds nothing.
+    SetMarkMap {
+        fields: Vec<Field>,
+        map: String,
+    },
     /// Adds or refreshes an element of a dynamic set or map.
     Update {
         set: String,

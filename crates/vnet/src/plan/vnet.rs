@@ -1,0 +1,220 @@
+//! One virtual network's namespace.
+
+use std::net::Ipv4Addr;
+
+use ipnet::Ipv4Net;
+use linux::nft::{
+    Balance, Chain, ChainKind, Datum, Element, Family, Field, HookPoint, NatTarget, Reject, Rule, Set, Statement, TCP,
+    Table, UDP, Verdict,
+};
+use vnet_model::WIRE_SERVER;
+use vnet_model::fabric::{EdgeSpec, FrontendSpec, NicKind, Protocol, VnetSpec};
+
+use super::{NamespacePlan, Transit};
+use crate::names::{BALANCER_TABLE, EDGE_LINK, VNET_TABLE, nic_link, vnet_link};
+
+/// Comment of the counting rule for packets whose source is none of their NIC's addresses.
+pub const SPOOFED: &str = "spoofed source";
+
+/// The namespace of `vnet`, which has transit slot `slot`.
+pub fn plan_vnet(vnet: &VnetSpec, edge: &EdgeSpec, slot: u32) -> NamespacePlan {
+    let transit = Transit::of(edge);
+    let outward = transit.vnet(slot);
+    let mut plan = NamespacePlan::router();
+    plan.address("lo", Ipv4Net::from(WIRE_SERVER));
+    plan.address(EDGE_LINK, Ipv4Net::from(outward));
+    plan.route_via(Ipv4Net::default(), EDGE_LINK, transit.edge(), Some(outward));
+    plan.neighbour(EDGE_LINK, transit.edge(), super::edge::edge_side_mac(&vnet.key));
+    for prefix in &vnet.prefixes {
+        // Addresses that nobody has end here instead of leaving by the default route.
+        plan.refuse(*prefix);
+    }
+    for nic in &vnet.nics {
+        let link = nic_link(&nic.key);
+        for address in nic.addresses() {
+            plan.route(Ipv4Net::from(address), &link);
+            plan.neighbour(&link, address, nic.mac);
+        }
+    }
+    for frontend in vnet
+        .frontends
+        .iter()
+        .filter(|f| !vnet.prefixes.iter().any(|p| p.contains(&f.address)))
+    {
+        // A port without a rule must not go round between the edge and here.
+        plan.refuse(Ipv4Net::from(frontend.address));
+    }
+    plan.tables = vec![protection(vnet, outward), balancer(vnet)];
+    plan
+}
+
+fn protection(vnet: &VnetSpec, outward: Ipv4Addr) -> Table {
+    use Field::{IpDaddr, IpSaddr, L4Proto};
+    let ports = vnet.nics.iter().flat_map(|nic| {
+        let link = nic_link(&nic.key);
+        nic.addresses()
+            .map(move |a| Element::key([Datum::IfName(link.clone()), Datum::Ip(a)]))
+    });
+    let marks = vnet.nics.iter().filter_map(|nic| {
+        let NicKind::Group { cluster: Some(cluster) } = &nic.kind else {
+            return None;
+        };
+        let mark = vnet.clusters.iter().find(|c| c.cluster == *cluster)?.mark;
+        Some(Element::data([Datum::IfName(nic_link(&nic.key))], [Datum::Mark(mark)]))
+    });
+    let own_ports = [(TCP, 80), (TCP, 53), (UDP, 53)];
+    let dns_ports = vnet
+        .clusters
+        .iter()
+        .flat_map(|c| [(TCP, c.dns_port), (UDP, c.dns_port)]);
+    let sockets = own_ports
+        .into_iter()
+        .chain(dns_ports)
+        .map(|(proto, port)| Element::key([Datum::Ip(WIRE_SERVER), Datum::Proto(proto), Datum::Port(port)]));
+
+    let mut table = Table::new(Family::Ip, VNET_TABLE);
+    table.sets = vec![
+        Set::new("ports", [Field::Iifname, IpSaddr]).with(ports),
+        Set::map("marks", [Field::Iifname], [Field::Mark]).with(marks),
+        Set::new("sockets", [IpDaddr, L4Proto, Field::Dport]).with(sockets),
+        Set::new("inside", [IpSaddr])
+            .intervals()
+            .with(vnet.prefixes.iter().map(|p| Element::key([Datum::Net(*p)]))),
+    ];
+    let edge_or_own = |rule: Rule| {
+        rule.is_not(Field::Iifname, name(EDGE_LINK))
+            .is_not(Field::Iifname, name("lo"))
+    };
+    table.chains = vec![
+        Chain::base(
+            "ports",
+            ChainKind::Filter,
+            HookPoint::Prerouting,
+            -150,
+            [
+                Rule::new().established().accept(),
+                edge_or_own(Rule::new())
+                    .not_in_set([Field::Iifname, IpSaddr], "ports")
+                    .counter()
+                    .drop()
+                    .comment(SPOOFED),
+                Rule::new().then(Statement::SetMarkMap {
+                    fields: vec![Field::Iifname],
+                    map: "marks".to_owned(),
+                }),
+            ],
+        ),
+        Chain::base(
+            "input",
+            ChainKind::Filter,
+            HookPoint::Input,
+            0,
+            [
+                Rule::new().established().accept(),
+                Rule::new().iifname("lo").accept(),
+                edge_or_own(Rule::new())
+                    .in_set([IpDaddr, L4Proto, Field::Dport], "sockets")
+                    .accept(),
+                Rule::new().counter().drop().comment("no such socket"),
+            ],
+        ),
+        Chain::base(
+            "outward",
+            ChainKind::Nat,
+            HookPoint::Postrouting,
+            100,
+            [Rule::new()
+                .oifname(EDGE_LINK)
+                .in_set([IpSaddr], "inside")
+                .snat(NatTarget::to(outward, None))],
+        ),
+    ];
+    table
+}
+
+fn balancer(vnet: &VnetSpec) -> Table {
+    use Field::{Dport, IpDaddr, L4Proto, Mark};
+    let place = [IpDaddr, L4Proto, Dport];
+    let key = |f: &FrontendSpec| {
+        [
+            Datum::Ip(f.address),
+            Datum::Proto(number(f.protocol)),
+            Datum::Port(f.port),
+        ]
+    };
+    let chain = |f: &FrontendSpec| format!("{}-{}-{}", f.address, number(f.protocol), f.port);
+    let (ready, empty): (Vec<_>, Vec<_>) = vnet.frontends.iter().partition(|f| !f.backends.is_empty());
+    let dns = vnet.clusters.iter().flat_map(|c| {
+        [TCP, UDP].map(|proto| {
+            Element::data(
+                [
+                    Datum::Mark(c.mark),
+                    Datum::Ip(c.dns_service_ip),
+                    Datum::Proto(proto),
+                    Datum::Port(53),
+                ],
+                [Datum::Ip(WIRE_SERVER), Datum::Port(c.dns_port)],
+            )
+        })
+    });
+    let mut table = Table::new(Family::Ip, BALANCER_TABLE);
+    table.sets = vec![
+        Set::verdict_map("frontends", place)
+            .with(ready.iter().map(|f| Element::verdict(key(f), Verdict::goto(chain(f))))),
+        Set::new("empty", place).with(empty.iter().map(|f| Element::key(key(f)))),
+        Set::map("dns", [Mark, IpDaddr, L4Proto, Dport], [IpDaddr, Dport]).with(dns),
+    ];
+    let refused = |rule: Rule| rule.in_set(place, "empty");
+    table.chains = vec![
+        Chain::base(
+            "refuse",
+            ChainKind::Filter,
+            HookPoint::Prerouting,
+            -101,
+            [
+                refused(Rule::new()).proto(TCP).reject(Reject::TcpReset),
+                refused(Rule::new()).reject(Reject::PortUnreachable),
+            ],
+        ),
+        Chain::base(
+            "balance",
+            ChainKind::Nat,
+            HookPoint::Prerouting,
+            -100,
+            [
+                Rule::new().vmap(place, "frontends"),
+                Rule::new().dnat(NatTarget::map([Mark, IpDaddr, L4Proto, Dport], "dns")),
+            ],
+        ),
+    ];
+    for f in ready {
+        let by = if f.client_affinity {
+            Balance::Hash(vec![Field::IpSaddr])
+        } else {
+            Balance::Random
+        };
+        let mut targets: Vec<(Ipv4Addr, u16)> = f.backends.iter().map(|b| (b.address, b.port)).collect();
+        targets.sort_unstable();
+        let rule = Rule::new()
+            .proto(number(f.protocol))
+            .dnat(NatTarget::OneOf { by, targets });
+        table.chains.push(Chain::regular(chain(f), [rule]));
+    }
+    table
+}
+
+fn number(protocol: Protocol) -> u8 {
+    match protocol {
+        Protocol::Tcp => TCP,
+        Protocol::Udp => UDP,
+    }
+}
+
+fn name(link: &str) -> Datum {
+    Datum::IfName(link.to_owned())
+}
+
+/// The virtual network's end of its link to the edge.
+pub(super) fn vnet_side_mac(vnet: &str) -> vnet_model::Mac {
+    vnet_model::Mac::derived(&format!("{}/vnet", vnet_link(vnet)))
+}
