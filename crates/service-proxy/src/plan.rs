@@ -32,7 +32,7 @@ use crate::world::{PortEntry, Protocol, ServiceEntry, ServiceKind, Target, World
 
 pub const PRIORITY_REFUSE: i32 = -110;
 pub const PRIORITY_NAT: i32 = -105;
-pub const PRIORITY_MASQUERADE: i32 = 95;
+pub const PRIORITY_MASQUERADE: i32 = 90;
 /// Packet mark of connections that must be masqueraded; used in machines only.
 pub const MASQUERADE_MARK: u32 = 0x4000;
 

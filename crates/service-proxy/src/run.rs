@@ -59,10 +59,20 @@ pub struct ProxyConfig {
     /// `cluster.local`.
     pub domain: String,
     pub mode: Mode,
-    /// Name of the nftables table; unique within the namespace.
-    pub table: String,
     /// Resolver for all other names; in a VNet 168.63.129.16:53. `None`: they fail.
     pub upstream_dns: Option<SocketAddr>,
+    /// Ends the loop.
+    pub shutdown: Shutdown,
+}
+
+impl Mode {
+    /// Name of the nftables table, unique within a namespace.
+    pub fn table(&self) -> String {
+        match self {
+            Self::Machine => "oaks-services".to_owned(),
+            Self::Group { mark, .. } => format!("oaks-services-{mark}"),
+        }
+    }
 }
 
 #[derive(Debug, Error)]
@@ -80,8 +90,10 @@ pub enum RunError {
     },
 }
 
-/// Serves until `shutdown`. Fails only before it serves: bad namespace, occupied DNS address, no permission.
-pub async fn run(config: ProxyConfig, shutdown: Shutdown) -> Result<(), RunError> {
+/// Serves until the configuration's `shutdown`. Fails only before it serves: bad namespace, occupied DNS address, no permission.
+pub async fn run(config: ProxyConfig) -> Result<(), RunError> {
+    let shutdown = config.shutdown.clone();
+    let table_name = config.mode.table();
     let mut executor = Executor::open(config.netns.as_ref()).map_err(|source| RunError::Executor { source })?;
     let zone = Arc::new(RwLock::new(Arc::new(Zone::new(&config.domain, &World::default()))));
     let tasks = TaskGroup::new(&shutdown);
@@ -113,7 +125,7 @@ pub async fn run(config: ProxyConfig, shutdown: Shutdown) -> Result<(), RunError
     }
 
     let plan_config = PlanConfig {
-        table: config.table.clone(),
+        table: table_name.clone(),
         scope: match config.mode {
             Mode::Machine => Scope::Machine,
             Mode::Group { mark, .. } => Scope::Mark(mark),
@@ -137,18 +149,18 @@ pub async fn run(config: ProxyConfig, shutdown: Shutdown) -> Result<(), RunError
                 executor = back;
                 wait = match outcome {
                     Ok((change, restored)) => {
-                        tracing::debug!(table = config.table, ?change, ?restored, "Service rules are in place");
+                        tracing::debug!(table = table_name, ?change, ?restored, "Service rules are in place");
                         VERIFY_EVERY
                     }
                     Err(error) => {
-                        tracing::error!(table = config.table, reason = %stdx::chain(&error), "applying Service rules failed");
+                        tracing::error!(table = table_name, reason = %stdx::chain(&error), "applying Service rules failed");
                         RETRY_AFTER
                     }
                 };
             }
             // The blocking task ends only with a bug or with the runtime.
             Err(error) => {
-                tracing::error!(table = config.table, %error, "applying Service rules was cut short");
+                tracing::error!(table = table_name, %error, "applying Service rules was cut short");
                 executor = Executor::open(config.netns.as_ref()).map_err(|source| RunError::Executor { source })?;
                 wait = RETRY_AFTER.min(wait);
             }
@@ -168,8 +180,8 @@ pub async fn run(config: ProxyConfig, shutdown: Shutdown) -> Result<(), RunError
 }
 
 /// Takes the rules away; success if there are none. For the end of a cluster's use of a namespace.
-pub fn remove(netns: Option<&PathBuf>, table: &str) -> Result<(), ExecutorError> {
-    Executor::open(netns)?.remove(table)
+pub fn remove(netns: Option<&PathBuf>, mode: &Mode) -> Result<(), ExecutorError> {
+    Executor::open(netns)?.remove(&mode.table())
 }
 
 fn fill(

@@ -79,9 +79,9 @@ fn resolves(netns: &Path, server: SocketAddr) -> bool {
     socket.send_to(&query, server).is_ok() && socket.recv_from(&mut buffer).is_ok() && buffer[7] == 1
 }
 
-fn chains(netns: &Path) -> Vec<String> {
+fn chains(netns: &Path, mode: &Mode) -> Vec<String> {
     let mut nft = Nft::open_in(&netns::open(netns).unwrap()).unwrap();
-    nft.chains(Family::Ip, "t-services").unwrap()
+    nft.chains(Family::Ip, &mode.table()).unwrap()
 }
 
 fn follows(mode: Mode, dns: SocketAddr) {
@@ -103,11 +103,11 @@ fn follows(mode: Mode, dns: SocketAddr) {
                 node_name: "n1".into(),
                 dns_ip: Some(Ipv4Addr::new(10, 0, 0, 10)),
                 domain: "cluster.local".into(),
-                mode,
-                table: "t-services".into(),
+                mode: mode.clone(),
                 upstream_dns: None,
+                shutdown: shutdown.clone(),
             };
-            let running = tokio::spawn(run(config, shutdown.clone()));
+            let running = tokio::spawn(run(config));
             let meta = |name: &str, rv: &str, labels: Value| {
                 json!({"namespace": "d", "name": name, "uid": name, "resourceVersion": rv, "labels": labels})
             };
@@ -117,24 +117,24 @@ fn follows(mode: Mode, dns: SocketAddr) {
             send(&watches, "Service", service).await;
             eventually(|| resolves(&path, dns).then_some(())).await;
             let chain = "svc/d/web/tcp/80".to_owned();
-            assert!(!chains(&path).contains(&chain), "no endpoint yet");
+            assert!(!chains(&path, &mode).contains(&chain), "no endpoint yet");
             let slice = json!({"type": "ADDED", "object": {"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
                 "metadata": meta("web-1", "3", json!({"kubernetes.io/service-name": "web"})), "addressType": "IPv4",
                 "endpoints": [{"addresses": ["10.1.0.4"]}], "ports": [{"port": 8080}]}});
             send(&watches, "EndpointSlice", slice.clone()).await;
-            eventually(|| chains(&path).contains(&chain).then_some(())).await;
+            eventually(|| chains(&path, &mode).contains(&chain).then_some(())).await;
 
             let mut gone = slice;
             gone["type"] = json!("DELETED");
             gone["object"]["metadata"]["resourceVersion"] = json!("4");
             send(&watches, "EndpointSlice", gone).await;
-            eventually(|| (!chains(&path).contains(&chain)).then_some(())).await;
+            eventually(|| (!chains(&path, &mode).contains(&chain)).then_some(())).await;
 
             shutdown.trigger();
             running.await.unwrap().unwrap();
-            assert!(!chains(&path).is_empty(), "rules stay while the process is replaced");
-            remove(Some(&path), "t-services").unwrap();
-            assert!(chains(&path).is_empty());
+            assert!(!chains(&path, &mode).is_empty(), "rules stay while the process is replaced");
+            remove(Some(&path), &mode).unwrap();
+            assert!(chains(&path, &mode).is_empty());
         });
     };
     std::thread::spawn(body).join().unwrap();
