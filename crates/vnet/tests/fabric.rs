@@ -317,7 +317,7 @@ fn teardown_leaves_the_host_as_it_was() {
                 "permanent",
             ],
         );
-        });
+        let forwarding = || std::fs::read_to_string("/proc/sys/net/ipv4/conf/up0/forwarding").unwrap();
         let before = stable_world();
         let (fabric, mut spec, a, _b) = two_machines();
         spec.edge.uplink = Uplink::Link("up0".into());
