@@ -3,6 +3,9 @@
 //!
 //! Data flow: home objects -> [`agent`] (plan: [`agent::plan`], pure) -> `vnet::Fabric` and [`namespace`] machines -> status.
 
+pub mod agent;
+pub mod dial;
 pub mod namespace;
+pub mod node_config;
 mod sys;
 pub mod tree;

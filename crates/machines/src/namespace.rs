@@ -310,7 +310,8 @@ impl NamespaceMachines {
     pub fn running(&self, name: &str) -> Option<Running> {
         let text = fs::read_to_string(self.dir(name).join("state.json")).ok()?;
         let running: Running = serde_json::from_str(&text).ok()?;
-        (start_time(running.pid) == Some(running.start_time)).then_some(running)
+        let lives = start_time(running.pid) == Some(running.start_time) && !sys::is_zombie(running.pid);
+        lives.then_some(running)
     }
 
     /// Names with a record, running or not.

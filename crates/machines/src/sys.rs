@@ -70,6 +70,19 @@ pub fn wait_exit(pid: i32, timeout: Duration) {
     let _ = rustix::event::poll(&mut [PollFd::new(&fd, PollFlags::IN)], Some(&ts));
 }
 
+/// Returns when the process (child or not) has ended; at once if it is gone.
+pub async fn exited(pid: i32) {
+    let Some(raw) = Pid::from_raw(pid) else { return };
+    let Ok(fd) = rustix::process::pidfd_open(raw, PidfdFlags::empty()) else {
+        return;
+    };
+    // A pidfd becomes readable when its process ends.
+    match tokio::io::unix::AsyncFd::new(fd) {
+        Ok(fd) => drop(fd.readable().await),
+        Err(_) => wait_exit(pid, Duration::from_secs(1)),
+    }
+}
+
 /// True if the process has ended and only waits to be reaped.
 pub fn is_zombie(pid: i32) -> bool {
     std::fs::read_to_string(format!("/proc/{pid}/stat"))

@@ -1,0 +1,140 @@
+//! The network task: whenever an object that decides the network changes, plan everything and apply what differs.
+
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
+
+use reconcile::{Informer, Kind};
+use resources::{LoadBalancer, Machine, NetworkInterface, PublicIPAddress, VirtualNetwork, VirtualNode};
+use stdx::Shutdown;
+use tokio::sync::{Notify, watch};
+
+use super::{
+    AgentConfig, AgentError,
+    machine::blocking,
+    plan::{self, World},
+};
+
+/// After a failed apply: when to try again without a change.
+const RETRY: Duration = Duration::from_secs(1);
+/// Even without a change the kernel is compared with the plan this often.
+const RESYNC: Duration = Duration::from_secs(60);
+/// How long a NIC may take from its object to the data plane.
+const NIC_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Keys of the NICs that the data plane holds.
+type Applied = Arc<BTreeSet<String>>;
+
+/// Handle to the running task.
+#[derive(Clone)]
+pub struct Network {
+    applied: watch::Receiver<Option<Applied>>,
+}
+
+struct Watched {
+    vnets: Informer<VirtualNetwork>,
+    nics: Informer<NetworkInterface>,
+    public_ips: Informer<PublicIPAddress>,
+    load_balancers: Informer<LoadBalancer>,
+    machines: Informer<Machine>,
+    virtual_nodes: Informer<VirtualNode>,
+}
+
+impl Network {
+    /// Starts the task; returns after the first successful apply.
+    pub async fn start(config: AgentConfig, shutdown: Shutdown) -> Result<Self, AgentError> {
+        let changed = Arc::new(Notify::new());
+        let watched = Watched {
+            vnets: open(&config, &changed).await,
+            nics: open(&config, &changed).await,
+            public_ips: open(&config, &changed).await,
+            load_balancers: open(&config, &changed).await,
+            machines: open(&config, &changed).await,
+            virtual_nodes: open(&config, &changed).await,
+        };
+        let (sender, mut applied) = watch::channel(None);
+        let first = apply(&config, &watched).await?;
+        sender.send_replace(Some(first));
+        applied.mark_unchanged();
+        tokio::spawn(run(config, watched, changed, sender, shutdown));
+        Ok(Self { applied })
+    }
+
+    /// Returns once the data plane holds the NIC.
+    pub async fn ready_for(&self, nic: &str) -> Result<(), AgentError> {
+        let mut applied = self.applied.clone();
+        let wait = applied.wait_for(|a| a.as_ref().is_some_and(|keys| keys.contains(nic)));
+        match tokio::time::timeout(NIC_TIMEOUT, wait).await {
+            Ok(Ok(_)) => Ok(()),
+            _ => Err(AgentError::NotApplied {
+                nic: nic.to_owned(),
+                seconds: NIC_TIMEOUT.as_secs(),
+            }),
+        }
+    }
+}
+
+async fn open<K: Kind>(config: &AgentConfig, changed: &Arc<Notify>) -> Informer<K> {
+    let informer = config.informers.get::<K>();
+    informer.wait_synced().await;
+    let changed = changed.clone();
+    informer.on_change(move |_| changed.notify_one());
+    informer
+}
+
+async fn run(
+    config: AgentConfig,
+    watched: Watched,
+    changed: Arc<Notify>,
+    applied: watch::Sender<Option<Applied>>,
+    shutdown: Shutdown,
+) {
+    let mut wait = RESYNC;
+    loop {
+        // Both branches only wake the loop, which looks at everything: nothing is lost by cancelling either.
+        tokio::select! {
+            () = changed.notified() => {}
+            () = tokio::time::sleep(wait) => {}
+            () = shutdown.wait() => return,
+        }
+        wait = match apply(&config, &watched).await {
+            Ok(keys) => {
+                applied.send_replace(Some(keys));
+                RESYNC
+            }
+            Err(e) => {
+                tracing::warn!(controller = "network", reason = %stdx::chain(&e), "the network is not as wanted yet");
+                RETRY
+            }
+        };
+    }
+}
+
+async fn apply(config: &AgentConfig, watched: &Watched) -> Result<Applied, AgentError> {
+    let world = World {
+        vnets: owned(&watched.vnets),
+        nics: owned(&watched.nics),
+        public_ips: owned(&watched.public_ips),
+        load_balancers: owned(&watched.load_balancers),
+        machines: owned(&watched.machines),
+        virtual_nodes: owned(&watched.virtual_nodes),
+    };
+    let plan = plan::plan(&world, &config.instance, &config.edge);
+    for note in &plan.notes {
+        tracing::debug!(controller = "network", note, "left out of the plan");
+    }
+    let keys: BTreeSet<String> = plan
+        .spec
+        .vnets
+        .iter()
+        .flat_map(|v| v.nics.iter().map(|n| n.key.clone()))
+        .collect();
+    let fabric = config.fabric.clone();
+    blocking("applying the network", move || {
+        fabric.apply(&plan.spec).map_err(|source| AgentError::Fabric { source })
+    })
+    .await?;
+    Ok(Arc::new(keys))
+}
+
+fn owned<K: Kind + Clone>(informer: &Informer<K>) -> Vec<K> {
+    informer.list().iter().map(|k| (**k).clone()).collect()
+}

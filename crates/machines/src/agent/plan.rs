@@ -1,0 +1,351 @@
+//! Pure: home objects in, this host's [`FabricSpec`] out, with notes on what was left out and why.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, Ipv4Addr},
+};
+
+use ipnet::{IpNet, Ipv4Net};
+use resources::{
+    LoadBalancer, Machine, NetworkInterface, PublicIPAddress, VirtualNetwork, VirtualNode,
+    views::{NicAddresses, VnetView, lb_frontends, subnet_ref},
+};
+use vnet_model::{
+    address::Mac,
+    fabric::{
+        BackendSpec, CLUSTER_MARK_MASK, ClusterServicesSpec, DnsSpec, EdgeSpec, FabricSpec, FrontendSpec, IpConfigSpec,
+        NicKind, NicSpec, Protocol, SubnetSpec, VnetSpec,
+    },
+};
+
+/// A snapshot of the objects that decide the network.
+#[derive(Clone, Debug, Default)]
+pub struct World {
+    pub vnets: Vec<VirtualNetwork>,
+    pub nics: Vec<NetworkInterface>,
+    pub public_ips: Vec<PublicIPAddress>,
+    pub load_balancers: Vec<LoadBalancer>,
+    pub machines: Vec<Machine>,
+    pub virtual_nodes: Vec<VirtualNode>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Plan {
+    pub spec: FabricSpec,
+    /// Why an object is not (wholly) in the spec, one sentence each, `kind name: reason`.
+    pub notes: Vec<String>,
+}
+
+/// Marks and DNS ports of the clusters whose container groups stand in one virtual network, by cluster name. Stable as long
+/// as no two names collide: both come from the name.
+pub fn cluster_marks<'a>(clusters: impl IntoIterator<Item = &'a str>) -> BTreeMap<&'a str, (u32, u16)> {
+    let names: BTreeSet<&str> = clusters.into_iter().collect();
+    let mut taken = BTreeSet::new();
+    names
+        .into_iter()
+        .map(|name| {
+            // FNV-1a, folded to 14 bits: the DNS port below must fit beside it.
+            let hash = name
+                .bytes()
+                .fold(0x811c_9dc5_u32, |h, b| (h ^ u32::from(b)).wrapping_mul(0x0100_0193));
+            let mut mark = (hash ^ (hash >> 14)) & 0x3fff;
+            while mark == 0 || !taken.insert(mark) {
+                mark = (mark + 1) & 0x3fff;
+            }
+            debug_assert!(mark <= CLUSTER_MARK_MASK);
+            (name, (mark, 30_000 + mark as u16))
+        })
+        .collect()
+}
+
+/// See the module.
+pub fn plan(world: &World, instance: &str, edge: &EdgeSpec) -> Plan {
+    let mut notes = Vec::new();
+    let mut vnets: BTreeMap<String, VnetSpec> = BTreeMap::new();
+    for vnet in &world.vnets {
+        match vnet_spec(vnet) {
+            Ok(spec) => {
+                vnets.insert(spec.key.clone(), spec);
+            }
+            Err(reason) => notes.push(format!("VirtualNetwork {}: {reason}", vnet.name())),
+        }
+    }
+    for (key, spec) in &mut vnets {
+        let here: Vec<&VirtualNode> = world
+            .virtual_nodes
+            .iter()
+            .filter(|v| v.spec.virtual_network == *key)
+            .collect();
+        let marks = cluster_marks(here.iter().map(|v| v.spec.bootstrap.cluster.as_str()));
+        for (cluster, (mark, dns_port)) in marks {
+            let dns = here
+                .iter()
+                .find(|v| v.spec.bootstrap.cluster == cluster)
+                .and_then(|v| v.spec.bootstrap.dns_service_ip.parse().ok());
+            match dns {
+                Some(dns_service_ip) => {
+                    spec.clusters.push(ClusterServicesSpec {
+                        cluster: cluster.to_owned(),
+                        mark,
+                        dns_service_ip,
+                        dns_port,
+                    });
+                }
+                None => notes.push(format!("VirtualNode of {cluster}: its dnsServiceIP is no IPv4 address")),
+            }
+        }
+    }
+    let names: BTreeMap<&str, &str> = world
+        .machines
+        .iter()
+        .map(|m| (m.spec.nic.as_str(), m.spec.node_name.as_str()))
+        .collect();
+    for nic in &world.nics {
+        if let Err(reason) = add_nic(nic, names.get(nic.name()).copied(), &mut vnets) {
+            notes.push(format!("NetworkInterface {}: {reason}", nic.name()));
+        }
+    }
+    for lb in &world.load_balancers {
+        if lb.metadata.deletion_timestamp.is_some() {
+            continue;
+        }
+        if let Err(reason) = add_frontends(lb, &mut vnets) {
+            notes.push(format!("LoadBalancer {}: {reason}", lb.name()));
+        }
+    }
+    let mut edge = edge.clone();
+    edge.endpoints = world
+        .public_ips
+        .iter()
+        .filter(|p| p.spec.body["oaks"]["endpoint"] == true && p.metadata.deletion_timestamp.is_none())
+        .filter_map(|p| p.status.as_ref()?.properties["ipAddress"].as_str()?.parse().ok())
+        .collect();
+    edge.endpoints.sort();
+    Plan {
+        spec: FabricSpec {
+            instance: instance.to_owned(),
+            vnets: vnets.into_values().collect(),
+            edge,
+        },
+        notes,
+    }
+}
+
+fn v4(net: &IpNet) -> Result<Ipv4Net, String> {
+    match net {
+        IpNet::V4(n) => Ok(*n),
+        IpNet::V6(n) => Err(format!("{n} is IPv6, which is not served yet")),
+    }
+}
+
+fn vnet_spec(vnet: &VirtualNetwork) -> Result<VnetSpec, String> {
+    let view = VnetView::parse(&vnet.spec.body).map_err(|e| e.to_string())?;
+    let subnets = view
+        .subnets
+        .iter()
+        .map(|s| {
+            Ok(SubnetSpec {
+                name: s.name.clone(),
+                prefix: v4(&s.prefix)?,
+            })
+        })
+        .collect::<Result<_, String>>()?;
+    Ok(VnetSpec {
+        key: vnet.name().to_owned(),
+        prefixes: view.prefixes.iter().map(v4).collect::<Result<_, _>>()?,
+        subnets,
+        dns: DnsSpec {
+            suffix: "internal.cloudapp.net".to_owned(),
+            records: vec![],
+        },
+        ..VnetSpec::default()
+    })
+}
+
+fn add_nic(
+    nic: &NetworkInterface,
+    host_name: Option<&str>,
+    vnets: &mut BTreeMap<String, VnetSpec>,
+) -> Result<(), String> {
+    let status = nic.status.as_ref().map(|s| &s.properties);
+    let Some(addresses) = status.and_then(NicAddresses::parse) else {
+        return Err("no addresses yet".to_owned());
+    };
+    let mac = addresses
+        .mac_bytes()
+        .ok_or_else(|| format!("{:?} is no MAC address", addresses.mac))?;
+    let primary = addresses.primary().ok_or("no primary ip configuration")?;
+    let (vnet_key, subnet) =
+        subnet_ref(&primary.subnet).ok_or_else(|| format!("{} is no subnet id", primary.subnet))?;
+    let vnet = vnets
+        .get_mut(&vnet_key)
+        .ok_or_else(|| format!("its virtual network {vnet_key} is not here"))?;
+    let ip_configs = addresses
+        .ip_configs
+        .iter()
+        .map(|c| match c.address {
+            IpAddr::V4(address) => Ok(IpConfigSpec {
+                name: c.name.clone(),
+                address,
+                primary: c.primary,
+            }),
+            IpAddr::V6(a) => Err(format!("{a} is IPv6, which is not served yet")),
+        })
+        .collect::<Result<_, _>>()?;
+    let group = &nic.spec.body["oaks"]["group"];
+    let kind = if group.is_object() {
+        let cluster = group["cluster"].as_str().map(str::to_owned);
+        // A group may outlive its virtual node's object for a moment: it then has no Services.
+        NicKind::Group {
+            cluster: cluster.filter(|c| vnet.clusters.iter().any(|k| k.cluster == *c)),
+        }
+    } else {
+        NicKind::Machine
+    };
+    vnet.nics.push(NicSpec {
+        key: nic.name().to_owned(),
+        mac: Mac(mac),
+        subnet,
+        ip_configs,
+        kind,
+        host_name: host_name.map(str::to_owned),
+    });
+    Ok(())
+}
+
+fn add_frontends(lb: &LoadBalancer, vnets: &mut BTreeMap<String, VnetSpec>) -> Result<(), String> {
+    let v4 = |a: IpAddr| -> Result<Ipv4Addr, String> {
+        match a {
+            IpAddr::V4(a) => Ok(a),
+            IpAddr::V6(a) => Err(format!("{a} is IPv6, which is not served yet")),
+        }
+    };
+    for f in lb_frontends(&lb.spec.body).map_err(|e| e.to_string())? {
+        let vnet = vnets
+            .get_mut(&f.virtual_network)
+            .ok_or_else(|| format!("virtual network {} is not here", f.virtual_network))?;
+        let protocol = match f.protocol.as_str() {
+            "tcp" => Protocol::Tcp,
+            "udp" => Protocol::Udp,
+            other => return Err(format!("protocol {other:?} is not tcp or udp")),
+        };
+        let backends = f
+            .backends
+            .iter()
+            .map(|b| {
+                Ok(BackendSpec {
+                    address: v4(b.address)?,
+                    port: b.port,
+                })
+            })
+            .collect::<Result<_, String>>()?;
+        vnet.frontends.push(FrontendSpec {
+            address: v4(f.address)?,
+            protocol,
+            port: f.port,
+            backends,
+            client_affinity: false,
+        });
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use resources::{ArmSpec, ArmStatus};
+    use serde_json::json;
+
+    use super::*;
+
+    const VNET: &str = "/subscriptions/s/resourceGroups/g/providers/Microsoft.Network/virtualNetworks/v";
+
+    fn world() -> World {
+        let body = json!({"properties": {"addressSpace": {"addressPrefixes": ["10.240.0.0/16"]},
+            "subnets": [{"name": "nodes", "properties": {"addressPrefix": "10.240.0.0/24"}}, {"name": "groups", "properties": {"addressPrefix": "10.240.1.0/24"}}]}});
+        let vnet = VirtualNetwork::new(resources::object_name(VNET), ArmSpec { id: VNET.into(), body });
+        let mut nic = NetworkInterface::new(
+            "nic-a",
+            ArmSpec {
+                id: "/subscriptions/s/x".into(),
+                body: json!({}),
+            },
+        );
+        nic.status = Some(ArmStatus {
+            properties: json!({"macAddress": "00-0D-3A-00-00-01", "ipConfigurations": [
+                {"name": "p", "properties": {"privateIPAddress": "10.240.0.4", "primary": true, "subnet": {"id": format!("{VNET}/subnets/nodes")}}}]}),
+            ..Default::default()
+        });
+        World {
+            vnets: vec![vnet],
+            nics: vec![nic],
+            ..World::default()
+        }
+    }
+
+    #[test]
+    fn objects_become_a_valid_spec() {
+        let mut w = world();
+        let mut pip = PublicIPAddress::new(
+            "api",
+            ArmSpec {
+                id: String::new(),
+                body: json!({"oaks": {"endpoint": true}}),
+            },
+        );
+        pip.status = Some(ArmStatus {
+            properties: json!({"ipAddress": "198.19.0.4"}),
+            ..Default::default()
+        });
+        w.public_ips.push(pip);
+        let frontends = json!({"oaks": {"frontends": [{"address": "198.19.0.9", "protocol": "tcp", "port": 80,
+            "virtualNetwork": resources::object_name(VNET), "backends": [{"address": "10.240.0.5", "port": 8080}]}]}});
+        w.load_balancers.push(LoadBalancer::new(
+            "lb",
+            ArmSpec {
+                id: String::new(),
+                body: frontends,
+            },
+        ));
+        let plan = plan(&w, "t", &EdgeSpec::default());
+        assert_eq!(plan.notes, Vec::<String>::new());
+        plan.spec.check().unwrap();
+        assert_eq!(plan.spec.vnets[0].nics[0].primary(), Some(Ipv4Addr::new(10, 240, 0, 4)));
+        assert_eq!(plan.spec.vnets[0].frontends[0].backends.len(), 1);
+        assert_eq!(plan.spec.edge.endpoints, [Ipv4Addr::new(198, 19, 0, 4)]);
+    }
+
+    #[test]
+    fn what_is_left_out_is_said() {
+        let mut w = world();
+        w.nics[0].status = None;
+        w.load_balancers.push(LoadBalancer::new(
+            "lb",
+            ArmSpec {
+                id: String::new(),
+                body: json!({"oaks": {"frontends": [{"address": "198.19.0.9", "protocol": "tcp",
+            "port": 80, "virtualNetwork": "gone", "backends": []}]}}),
+            },
+        ));
+        let plan = plan(&w, "t", &EdgeSpec::default());
+        assert_eq!(
+            plan.notes,
+            [
+                "NetworkInterface nic-a: no addresses yet",
+                "LoadBalancer lb: virtual network gone is not here"
+            ]
+        );
+    }
+
+    #[test]
+    fn marks_are_unique_and_stable() {
+        let names: Vec<String> = (0..500).map(|i| format!("cluster-{i}")).collect();
+        let all = cluster_marks(names.iter().map(String::as_str));
+        let distinct: BTreeSet<u32> = all.values().map(|(m, _)| *m).collect();
+        assert_eq!(distinct.len(), 500);
+        assert!(distinct.iter().all(|m| (1..=CLUSTER_MARK_MASK).contains(m)));
+        assert_eq!(
+            cluster_marks(["cluster-7"])["cluster-7"],
+            cluster_marks(["cluster-7"])["cluster-7"]
+        );
+    }
+}
