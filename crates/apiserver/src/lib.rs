@@ -1,1 +1,142 @@
 //! The Kubernetes API server: HTTP, authn/authz, registries, discovery; many clusters in one process.
+//!
+//! A request goes: [`server`] (TLS, connection) or [`Cluster::local_service`] (in process) -> [`router`] (who, what,
+//! may they) -> [`handlers`] (verbs) -> [`admission`] and [`strategy`] (trees, writes only) -> the store. Reads never
+//! leave memory: the store's committer keeps [`registry`] up to date before a writer is answered. Objects are bytes
+//! ([`object`]); they are parsed for writes and for table cells only.
+//!
+//! Every hosted cluster has its own CA, token key, keyspace, RBAC and service addresses; nothing is shared but the
+//! process, the type table and the store's committer.
+
+mod admission;
+mod auth;
+mod cluster;
+mod dialer;
+mod events;
+mod fields;
+mod handlers;
+mod metrics;
+mod negotiate;
+mod nonresource;
+mod object;
+mod pki;
+mod registry;
+mod request;
+mod respond;
+mod router;
+mod server;
+mod strategy;
+mod validate;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use stdx::SharedClock;
+use store::Engine;
+
+pub use auth::UserInfo;
+pub use cluster::{Cluster, ClusterConfig};
+pub use dialer::{DialTarget, Dialer, NoDialer, Stream, TcpDialer};
+pub use pki::PkiError;
+
+/// Any error, boxed.
+pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
+/// A request or response body.
+pub type Body = http_body_util::combinators::UnsyncBoxBody<bytes::Bytes, BoxError>;
+/// The API of one cluster as a service in this process.
+pub type LocalService = tower::util::BoxCloneSyncService<http::Request<Body>, http::Response<Body>, BoxError>;
+
+/// What an API server needs from its process.
+pub struct ApiServerConfig {
+    pub engine: Arc<dyn Engine>,
+    /// Opens connections to nodes and pods for logs, exec and attach.
+    pub dialer: Arc<dyn Dialer>,
+    /// Keys and certificates live below `<data_dir>/<cluster>/pki`, readable by the owner only.
+    pub data_dir: PathBuf,
+    pub clock: SharedClock,
+}
+
+/// Why a cluster cannot be created, opened or deleted.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("invalid cluster name {0:?}: must consist of lower case letters, digits and '-', at most 63")]
+    InvalidName(String),
+    #[error("invalid {field} {value:?} of cluster {cluster:?}: {reason}")]
+    InvalidConfig {
+        cluster: String,
+        field: &'static str,
+        value: String,
+        reason: &'static str,
+    },
+    #[error("opening the keys of cluster {cluster:?} failed")]
+    Pki { cluster: String, source: PkiError },
+    #[error("opening the objects of cluster {cluster:?} failed")]
+    Store { cluster: String, source: store::Error },
+    #[error("removing {path:?} failed")]
+    Io { path: PathBuf, source: std::io::Error },
+    #[error("a task of the API server failed")]
+    Task(#[source] tokio::task::JoinError),
+}
+
+/// The API servers of all clusters of a process.
+pub struct ApiServer {
+    config: ApiServerConfig,
+    clusters: Mutex<BTreeMap<String, Arc<Cluster>>>,
+    /// Serializes creation and deletion, so that a name is opened once.
+    opening: tokio::sync::Mutex<()>,
+}
+
+impl ApiServer {
+    pub fn new(config: ApiServerConfig) -> Arc<Self> {
+        Arc::new(ApiServer {
+            config,
+            clusters: Mutex::default(),
+            opening: tokio::sync::Mutex::default(),
+        })
+    }
+
+    /// Creates the cluster, or opens what is on disk. Idempotent: a cluster that is open is returned as it is.
+    ///
+    /// # Errors
+    /// `InvalidName`, `InvalidConfig`, and what disk and keys say.
+    pub async fn create_cluster(&self, config: ClusterConfig) -> Result<Arc<Cluster>, Error> {
+        let _opening = self.opening.lock().await;
+        if let Some(open) = self.cluster(&config.name) {
+            return Ok(open);
+        }
+        let name = config.name.clone();
+        let cluster = Cluster::open(&self.config, config).await?;
+        self.clusters.lock().insert(name, cluster.clone());
+        Ok(cluster)
+    }
+
+    pub fn cluster(&self, name: &str) -> Option<Arc<Cluster>> {
+        self.clusters.lock().get(name).cloned()
+    }
+
+    /// All open clusters by name.
+    pub fn clusters(&self) -> Vec<Arc<Cluster>> {
+        self.clusters.lock().values().cloned().collect()
+    }
+
+    /// Ends the cluster's watches and listeners and deletes everything it stored. Succeeds when there is none.
+    pub async fn delete_cluster(&self, name: &str) -> Result<(), Error> {
+        let _opening = self.opening.lock().await;
+        cluster::check_name(name)?;
+        if let Some(cluster) = self.clusters.lock().remove(name) {
+            cluster.shutdown.trigger();
+        }
+        let store = |source| Error::Store {
+            cluster: name.to_owned(),
+            source,
+        };
+        self.config.engine.drop_keyspace(name).await.map_err(store)?;
+        let path = self.config.data_dir.join(name);
+        match tokio::fs::remove_dir_all(&path).await {
+            Err(source) if source.kind() != std::io::ErrorKind::NotFound => Err(Error::Io { path, source }),
+            _ => Ok(()),
+        }
+    }
+}

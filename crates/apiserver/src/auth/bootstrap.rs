@@ -1,0 +1,629 @@
+//! What every cluster has from its first moment: namespaces, roles, bindings, the `kubernetes` service.
+//!
+//! Written in one transaction; on reopening only what is missing is added, so an administrator's changes stay.
+
+use std::sync::Arc;
+
+use apimachinery::{defaults, meta};
+use serde_json::{Value, json};
+use store::{Check, Op};
+
+use crate::admission::allocation_keys;
+use crate::cluster::Cluster;
+use crate::handlers::write;
+use crate::object::Encoded;
+use crate::strategy;
+
+const RBAC: &str = "rbac.authorization.k8s.io";
+const NAMESPACES: [&str; 4] = ["default", "kube-system", "kube-public", "kube-node-lease"];
+const READ: [&str; 3] = ["get", "list", "watch"];
+const WRITE: [&str; 5] = ["create", "delete", "deletecollection", "patch", "update"];
+
+/// Writes what is missing.
+pub async fn ensure(cluster: &Arc<Cluster>) -> Result<(), store::Error> {
+    let mut objects: Vec<(&str, &str, &str, Value)> = Vec::new();
+    for name in NAMESPACES {
+        objects.push(("", "v1", "namespaces", json!({"metadata": {"name": name}})));
+    }
+    for (name, labels, rules, aggregation) in cluster_roles() {
+        let mut role =
+            json!({"metadata": {"name": name, "labels": labels, "annotations": autoupdate()}, "rules": rules});
+        if !aggregation.is_null() {
+            role["aggregationRule"] = aggregation;
+        }
+        objects.push((RBAC, "v1", "clusterroles", role));
+    }
+    for (name, role, subject) in cluster_bindings() {
+        objects.push((
+            RBAC,
+            "v1",
+            "clusterrolebindings",
+            json!({
+            "metadata": {"name": name, "labels": defaults_label(), "annotations": autoupdate()},
+            "roleRef": {"apiGroup": RBAC, "kind": "ClusterRole", "name": role}, "subjects": [subject]}),
+        ));
+    }
+    let range_first = cluster.service_range.nth(1).map(|ip| ip.to_string());
+    if let (Some(ip), Some(endpoint)) = (range_first, cluster.config.endpoint()) {
+        objects.push(("", "v1", "services", json!({
+            "metadata": {"name": "kubernetes", "namespace": "default", "labels": {"component": "apiserver", "provider": "kubernetes"}},
+            "spec": {"type": "ClusterIP", "clusterIP": ip, "clusterIPs": [ip], "ipFamilies": ["IPv4"],
+                "ipFamilyPolicy": "SingleStack", "internalTrafficPolicy": "Cluster", "sessionAffinity": "None",
+                "ports": [{"name": "https", "port": 443, "protocol": "TCP", "targetPort": endpoint.port()}]}})));
+        objects.push((
+            "",
+            "v1",
+            "endpoints",
+            json!({
+            "metadata": {"name": "kubernetes", "namespace": "default",
+                "labels": {"endpointslice.kubernetes.io/skip-mirror": "true"}},
+            "subsets": [{"addresses": [{"ip": endpoint.ip()}],
+                "ports": [{"name": "https", "port": endpoint.port(), "protocol": "TCP"}]}]}),
+        ));
+        objects.push(("discovery.k8s.io", "v1", "endpointslices", json!({
+            "metadata": {"name": "kubernetes", "namespace": "default", "labels": {"kubernetes.io/service-name": "kubernetes"}},
+            "addressType": if endpoint.is_ipv4() { "IPv4" } else { "IPv6" },
+            "endpoints": [{"addresses": [endpoint.ip()], "conditions": {"ready": true}}],
+            "ports": [{"name": "https", "port": endpoint.port(), "protocol": "TCP"}]})));
+    }
+
+    let (mut checks, mut ops) = (Vec::new(), Vec::new());
+    for (group, version, plural, mut value) in objects {
+        let Some(served) = cluster.resource(group, version, plural) else {
+            continue;
+        };
+        let (namespace, name) = (meta::namespace(&value).to_owned(), meta::name(&value).to_owned());
+        let present = served.resource.get(&namespace, &name);
+        if let Some(present) = &present {
+            // The API's own endpoint follows the server; everything else stays as it is.
+            if !matches!(plural, "endpoints" | "endpointslices") || same_content(&present.value(), &value) {
+                continue;
+            }
+        }
+        value["apiVersion"] = served.info.api_version().into();
+        value["kind"] = served.info.kind.clone().into();
+        let created = present.as_ref().map(|p| p.value());
+        let (uid, since) = match &created {
+            Some(old) => (meta::uid(old).to_owned(), meta::creation_timestamp(old).to_owned()),
+            None => (cluster.new_uid(), write::now(cluster)),
+        };
+        value["metadata"]["uid"] = uid.into();
+        value["metadata"]["creationTimestamp"] = since.into();
+        if strategy::has_generation(&served.info) {
+            value["metadata"]["generation"] = (created.as_ref().map_or(0, meta::generation) + 1).into();
+        }
+        strategy::prepare_create(served, &mut value);
+        defaults::apply(&served.info.gvk, &mut value);
+        if plural == "services" {
+            for key in allocation_keys(&value) {
+                ops.push(Op::put(key, "default/kubernetes"));
+            }
+        }
+        let encoded = Encoded::new(&value, served.resource.fields);
+        let key = served.resource.store_key(&namespace, &name);
+        checks.push(Check::at(key.clone(), present.map_or(0, |p| p.rv)));
+        ops.push(Op::put(key, encoded.bytes.clone()).with(Arc::new(encoded)));
+    }
+    if ops.is_empty() {
+        return Ok(());
+    }
+    cluster.keyspace.txn(checks, ops).await.map(|_| ())
+}
+
+fn same_content(old: &Value, new: &Value) -> bool {
+    ["subsets", "endpoints", "ports"]
+        .iter()
+        .all(|key| old.get(*key) == new.get(*key))
+}
+
+fn defaults_label() -> Value {
+    json!({"kubernetes.io/bootstrapping": "rbac-defaults"})
+}
+
+fn autoupdate() -> Value {
+    json!({"rbac.authorization.kubernetes.io/autoupdate": "true"})
+}
+
+fn rule(groups: &[&str], resources: &[&str], verbs: &[&str]) -> Value {
+    json!({"apiGroups": groups, "resources": resources, "verbs": verbs})
+}
+
+fn urls(paths: &[&str], verbs: &[&str]) -> Value {
+    json!({"nonResourceURLs": paths, "verbs": verbs})
+}
+
+fn all_verbs() -> Vec<&'static str> {
+    WRITE.iter().chain(&READ).copied().collect()
+}
+
+/// `(name, labels, rules, aggregation rule)` of every default cluster role.
+/// # Source
+/// Default roles of Kubernetes 1.36, for the kinds that are served.
+fn cluster_roles() -> Vec<(String, Value, Value, Value)> {
+    let mut roles = Vec::new();
+    let mut add =
+        |name: &str, rules: Vec<Value>| roles.push((name.to_owned(), defaults_label(), json!(rules), Value::Null));
+
+    add(
+        "cluster-admin",
+        vec![rule(&["*"], &["*"], &["*"]), urls(&["*"], &["*"])],
+    );
+    add(
+        "system:discovery",
+        vec![urls(
+            &[
+                "/api",
+                "/api/*",
+                "/apis",
+                "/apis/*",
+                "/healthz",
+                "/livez",
+                "/openapi",
+                "/openapi/*",
+                "/readyz",
+                "/version",
+                "/version/",
+            ],
+            &["get"],
+        )],
+    );
+    add(
+        "system:public-info-viewer",
+        vec![urls(
+            &["/healthz", "/livez", "/readyz", "/version", "/version/"],
+            &["get"],
+        )],
+    );
+    add(
+        "system:basic-user",
+        vec![
+            rule(
+                &["authorization.k8s.io"],
+                &["selfsubjectaccessreviews", "selfsubjectrulesreviews"],
+                &["create"],
+            ),
+            rule(&["authentication.k8s.io"], &["selfsubjectreviews"], &["create"]),
+        ],
+    );
+    add(
+        "system:service-account-issuer-discovery",
+        vec![urls(
+            &["/.well-known/openid-configuration", "/openid/v1/jwks"],
+            &["get"],
+        )],
+    );
+    add(
+        "system:monitoring",
+        vec![urls(
+            &[
+                "/metrics",
+                "/metrics/slis",
+                "/livez",
+                "/readyz",
+                "/healthz",
+                "/livez/*",
+                "/readyz/*",
+                "/healthz/*",
+            ],
+            &["get"],
+        )],
+    );
+    add(
+        "system:auth-delegator",
+        vec![
+            rule(&["authentication.k8s.io"], &["tokenreviews"], &["create"]),
+            rule(&["authorization.k8s.io"], &["subjectaccessreviews"], &["create"]),
+        ],
+    );
+    add(
+        "system:kubelet-api-admin",
+        vec![
+            rule(&[""], &["nodes"], &["get", "list", "watch", "proxy"]),
+            rule(
+                &[""],
+                &["nodes/log", "nodes/metrics", "nodes/proxy", "nodes/stats"],
+                &["*"],
+            ),
+        ],
+    );
+    // Rights of nodes come from the node authorizer; the role exists because charts refer to it.
+    add("system:node", vec![]);
+    add(
+        "system:node-proxier",
+        vec![
+            rule(&[""], &["endpoints", "services", "nodes"], &READ),
+            rule(&["discovery.k8s.io"], &["endpointslices"], &READ),
+            rule(&["", "events.k8s.io"], &["events"], &["create", "patch", "update"]),
+        ],
+    );
+    add(
+        "system:kube-dns",
+        vec![rule(&[""], &["endpoints", "services"], &["list", "watch"])],
+    );
+    add(
+        "system:kube-scheduler",
+        vec![
+            rule(&["", "events.k8s.io"], &["events"], &["create", "patch", "update"]),
+            rule(
+                &["coordination.k8s.io"],
+                &["leases"],
+                &["create", "get", "list", "update", "watch"],
+            ),
+            rule(
+                &[""],
+                &[
+                    "nodes",
+                    "namespaces",
+                    "services",
+                    "replicationcontrollers",
+                    "persistentvolumes",
+                    "persistentvolumeclaims",
+                ],
+                &READ,
+            ),
+            rule(&[""], &["pods"], &["delete", "get", "list", "watch"]),
+            rule(&[""], &["bindings", "pods/binding"], &["create"]),
+            rule(&[""], &["pods/status"], &["patch", "update"]),
+            rule(&["apps"], &["replicasets", "statefulsets"], &READ),
+            rule(&["authentication.k8s.io"], &["tokenreviews"], &["create"]),
+            rule(&["authorization.k8s.io"], &["subjectaccessreviews"], &["create"]),
+        ],
+    );
+    add(
+        "system:kube-controller-manager",
+        vec![
+            rule(&["", "events.k8s.io"], &["events"], &["create", "patch", "update"]),
+            rule(&["coordination.k8s.io"], &["leases"], &["create", "get", "update"]),
+            rule(
+                &[""],
+                &["secrets", "serviceaccounts"],
+                &["create", "delete", "get", "update"],
+            ),
+            rule(&[""], &["serviceaccounts/token"], &["create"]),
+            rule(&["*"], &["*"], &["list", "watch"]),
+            rule(&["authentication.k8s.io"], &["tokenreviews"], &["create"]),
+            rule(&["authorization.k8s.io"], &["subjectaccessreviews"], &["create"]),
+        ],
+    );
+    for (name, rules) in controllers() {
+        add(&format!("system:controller:{name}"), rules);
+    }
+
+    let aggregate = |to: &str| json!({"clusterRoleSelectors": [{"matchLabels": {format!("rbac.authorization.k8s.io/aggregate-to-{to}"): "true"}}]});
+    for name in ["admin", "edit", "view"] {
+        let mut labels = defaults_label();
+        let up = match name {
+            "edit" => Some("admin"),
+            "view" => Some("edit"),
+            _ => None,
+        };
+        if let Some(up) = up {
+            labels[format!("rbac.authorization.k8s.io/aggregate-to-{up}")] = "true".into();
+        }
+        // The rules are those of the aggregated roles; the evaluator follows aggregation rules itself, and two levels
+        // are spelled out here.
+        let mut rules = Vec::new();
+        if name == "admin" {
+            rules.extend(admin_rules());
+        }
+        if name != "view" {
+            rules.extend(edit_rules());
+        }
+        rules.extend(view_rules());
+        roles.push((name.to_owned(), labels, json!(rules), aggregate(name)));
+    }
+    for (name, rules) in [("admin", admin_rules()), ("edit", edit_rules()), ("view", view_rules())] {
+        let mut labels = defaults_label();
+        labels[format!("rbac.authorization.k8s.io/aggregate-to-{name}")] = "true".into();
+        roles.push((format!("system:aggregate-to-{name}"), labels, json!(rules), Value::Null));
+    }
+    roles
+}
+
+fn admin_rules() -> Vec<Value> {
+    vec![
+        rule(&["authorization.k8s.io"], &["localsubjectaccessreviews"], &["create"]),
+        rule(&[RBAC], &["rolebindings", "roles"], &all_verbs()),
+    ]
+}
+
+fn edit_rules() -> Vec<Value> {
+    vec![
+        rule(
+            &[""],
+            &[
+                "pods/attach",
+                "pods/exec",
+                "pods/portforward",
+                "pods/proxy",
+                "secrets",
+                "services/proxy",
+            ],
+            &READ,
+        ),
+        rule(&[""], &["serviceaccounts"], &["impersonate"]),
+        rule(
+            &[""],
+            &["pods", "pods/attach", "pods/exec", "pods/portforward", "pods/proxy"],
+            &WRITE,
+        ),
+        rule(&[""], &["pods/eviction"], &["create"]),
+        rule(
+            &[""],
+            &[
+                "configmaps",
+                "events",
+                "persistentvolumeclaims",
+                "replicationcontrollers",
+                "replicationcontrollers/scale",
+                "secrets",
+                "serviceaccounts",
+                "services",
+                "services/proxy",
+            ],
+            &WRITE,
+        ),
+        rule(&[""], &["serviceaccounts/token"], &["create"]),
+        rule(
+            &["apps"],
+            &[
+                "daemonsets",
+                "deployments",
+                "deployments/rollback",
+                "deployments/scale",
+                "replicasets",
+                "replicasets/scale",
+                "statefulsets",
+                "statefulsets/scale",
+            ],
+            &WRITE,
+        ),
+        rule(&["batch"], &["cronjobs", "jobs"], &WRITE),
+        rule(&["autoscaling"], &["horizontalpodautoscalers"], &WRITE),
+        rule(&["policy"], &["poddisruptionbudgets"], &WRITE),
+        rule(&["networking.k8s.io"], &["ingresses", "networkpolicies"], &WRITE),
+        rule(&["coordination.k8s.io"], &["leases"], &all_verbs()),
+    ]
+}
+
+fn view_rules() -> Vec<Value> {
+    vec![
+        rule(
+            &[""],
+            &[
+                "configmaps",
+                "endpoints",
+                "persistentvolumeclaims",
+                "persistentvolumeclaims/status",
+                "pods",
+                "replicationcontrollers",
+                "replicationcontrollers/scale",
+                "serviceaccounts",
+                "services",
+                "services/status",
+                "bindings",
+                "events",
+                "limitranges",
+                "namespaces/status",
+                "pods/log",
+                "pods/status",
+                "replicationcontrollers/status",
+                "resourcequotas",
+                "resourcequotas/status",
+                "namespaces",
+            ],
+            &READ,
+        ),
+        rule(&["discovery.k8s.io"], &["endpointslices"], &READ),
+        rule(
+            &["apps"],
+            &[
+                "controllerrevisions",
+                "daemonsets",
+                "daemonsets/status",
+                "deployments",
+                "deployments/scale",
+                "deployments/status",
+                "replicasets",
+                "replicasets/scale",
+                "replicasets/status",
+                "statefulsets",
+                "statefulsets/scale",
+                "statefulsets/status",
+            ],
+            &READ,
+        ),
+        rule(
+            &["batch"],
+            &["cronjobs", "cronjobs/status", "jobs", "jobs/status"],
+            &READ,
+        ),
+        rule(
+            &["autoscaling"],
+            &["horizontalpodautoscalers", "horizontalpodautoscalers/status"],
+            &READ,
+        ),
+        rule(
+            &["policy"],
+            &["poddisruptionbudgets", "poddisruptionbudgets/status"],
+            &READ,
+        ),
+        rule(
+            &["networking.k8s.io"],
+            &["ingresses", "ingresses/status", "networkpolicies"],
+            &READ,
+        ),
+    ]
+}
+
+/// Roles of the controllers that run here.
+fn controllers() -> Vec<(&'static str, Vec<Value>)> {
+    let events = || rule(&["", "events.k8s.io"], &["events"], &["create", "patch", "update"]);
+    vec![
+        (
+            "deployment-controller",
+            vec![
+                rule(&["apps"], &["deployments"], &["get", "list", "update", "watch"]),
+                rule(
+                    &["apps"],
+                    &["deployments/status", "deployments/finalizers"],
+                    &["update"],
+                ),
+                rule(
+                    &["apps"],
+                    &["replicasets"],
+                    &["create", "delete", "get", "list", "patch", "update", "watch"],
+                ),
+                rule(&[""], &["pods"], &["get", "list", "update", "watch"]),
+                events(),
+            ],
+        ),
+        (
+            "replicaset-controller",
+            vec![
+                rule(&["apps"], &["replicasets"], &["get", "list", "update", "watch"]),
+                rule(
+                    &["apps"],
+                    &["replicasets/status", "replicasets/finalizers"],
+                    &["update"],
+                ),
+                rule(&[""], &["pods"], &["create", "delete", "list", "patch", "watch"]),
+                events(),
+            ],
+        ),
+        (
+            "endpointslice-controller",
+            vec![
+                rule(&[""], &["nodes", "pods", "services"], &["get", "list", "watch"]),
+                rule(&[""], &["services/finalizers"], &["update"]),
+                rule(
+                    &["discovery.k8s.io"],
+                    &["endpointslices"],
+                    &["create", "delete", "get", "list", "update", "watch"],
+                ),
+                events(),
+            ],
+        ),
+        (
+            "endpoint-controller",
+            vec![
+                rule(&[""], &["pods", "services"], &["get", "list", "watch"]),
+                rule(
+                    &[""],
+                    &["endpoints"],
+                    &["create", "delete", "get", "list", "update", "watch"],
+                ),
+                events(),
+            ],
+        ),
+        (
+            "namespace-controller",
+            vec![
+                rule(&[""], &["namespaces"], &["delete", "get", "list", "watch"]),
+                rule(&[""], &["namespaces/finalize", "namespaces/status"], &["update"]),
+                rule(&["*"], &["*"], &["delete", "deletecollection", "get", "list"]),
+            ],
+        ),
+        (
+            "service-account-controller",
+            vec![
+                rule(&[""], &["serviceaccounts"], &["create", "get", "list", "watch"]),
+                rule(&[""], &["namespaces"], &["list", "watch"]),
+                events(),
+            ],
+        ),
+        (
+            "root-ca-cert-publisher",
+            vec![
+                rule(&[""], &["configmaps"], &["create", "get", "list", "update", "watch"]),
+                rule(&[""], &["namespaces"], &["list", "watch"]),
+                events(),
+            ],
+        ),
+        (
+            "node-controller",
+            vec![
+                rule(
+                    &[""],
+                    &["nodes"],
+                    &["delete", "get", "list", "patch", "update", "watch"],
+                ),
+                rule(&[""], &["nodes/status", "pods/status"], &["patch", "update"]),
+                rule(&[""], &["pods"], &["delete", "get", "list", "watch"]),
+                rule(&["coordination.k8s.io"], &["leases"], &["get", "list", "watch"]),
+                events(),
+            ],
+        ),
+        (
+            "generic-garbage-collector",
+            vec![
+                rule(&["*"], &["*"], &["delete", "get", "list", "patch", "update", "watch"]),
+                events(),
+            ],
+        ),
+    ]
+}
+
+/// `(name, role, subject)` of every default binding.
+fn cluster_bindings() -> Vec<(String, String, Value)> {
+    let group = |name: &str| json!({"apiGroup": RBAC, "kind": "Group", "name": name});
+    let user = |name: &str| json!({"apiGroup": RBAC, "kind": "User", "name": name});
+    let mut bindings = vec![
+        (
+            "cluster-admin".to_owned(),
+            "cluster-admin".to_owned(),
+            group("system:masters"),
+        ),
+        (
+            "system:discovery".into(),
+            "system:discovery".into(),
+            group("system:authenticated"),
+        ),
+        (
+            "system:basic-user".into(),
+            "system:basic-user".into(),
+            group("system:authenticated"),
+        ),
+        (
+            "system:public-info-viewer".into(),
+            "system:public-info-viewer".into(),
+            group("system:authenticated"),
+        ),
+        (
+            "system:monitoring".into(),
+            "system:monitoring".into(),
+            group("system:monitoring"),
+        ),
+        (
+            "system:service-account-issuer-discovery".into(),
+            "system:service-account-issuer-discovery".into(),
+            group("system:serviceaccounts"),
+        ),
+        (
+            "system:kube-scheduler".into(),
+            "system:kube-scheduler".into(),
+            user("system:kube-scheduler"),
+        ),
+        (
+            "system:kube-controller-manager".into(),
+            "system:kube-controller-manager".into(),
+            user("system:kube-controller-manager"),
+        ),
+        (
+            "system:node-proxier".into(),
+            "system:node-proxier".into(),
+            user("system:kube-proxy"),
+        ),
+        (
+            "system:kube-dns".into(),
+            "system:kube-dns".into(),
+            json!({"kind": "ServiceAccount", "name": "kube-dns", "namespace": "kube-system"}),
+        ),
+    ];
+    for (name, _) in controllers() {
+        let full = format!("system:controller:{name}");
+        let subject = json!({"kind": "ServiceAccount", "name": name, "namespace": "kube-system"});
+        bindings.push((full.clone(), full, subject));
+    }
+    bindings
+}

@@ -1,0 +1,335 @@
+//! One hosted cluster: its objects, keys, resources and services.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use apimachinery::table::{KindDef, ResourceInfo, TypeTable};
+use parking_lot::Mutex;
+use serde_json::{Value, json};
+use stdx::{Rng, SharedClock, Shutdown};
+use store::Keyspace;
+use tokio::task::JoinHandle;
+
+use crate::admission::ServiceRange;
+use crate::auth::{Rbac, UserInfo};
+use crate::dialer::Dialer;
+use crate::metrics::Metrics;
+use crate::object::Object;
+use crate::pki::Pki;
+use crate::registry::{Registry, Resource};
+use crate::{ApiServerConfig, Error, LocalService, auth, events, router, server};
+
+/// How long issued admin credentials last.
+const KUBECONFIG_TTL: Duration = Duration::from_secs(365 * 24 * 3600);
+
+/// What a cluster is.
+#[derive(Clone, Debug)]
+pub struct ClusterConfig {
+    /// DNS label; also the keyspace's name.
+    pub name: String,
+    /// Kinds served beside the built-in ones (the platform's own).
+    pub extra_kinds: Vec<KindDef>,
+    /// IPv4 range of ClusterIPs, `/12` to `/28`: `10.0.0.0/16`.
+    pub service_cidr: String,
+    /// Address in that range that automatic allocation leaves alone, for cluster DNS.
+    pub dns_service_ip: Option<Ipv4Addr>,
+    /// Where clients reach this API: `https://198.19.0.4:443`. Stands in kubeconfigs and as token issuer's fallback.
+    pub server_url: String,
+    /// Names and addresses of the serving certificate, besides the URL's host, loopback, and the `kubernetes` service.
+    pub cert_sans: Vec<String>,
+    /// Endpoint of the `kubernetes` service; absent: taken from `server_url` if its host is an address.
+    pub advertise: Option<SocketAddr>,
+}
+
+impl ClusterConfig {
+    /// A cluster with AKS's default service range at `server_url`.
+    pub fn new(name: impl Into<String>, server_url: impl Into<String>) -> Self {
+        ClusterConfig {
+            name: name.into(),
+            extra_kinds: Vec::new(),
+            service_cidr: "10.0.0.0/16".into(),
+            dns_service_ip: Some(Ipv4Addr::new(10, 0, 0, 10)),
+            server_url: server_url.into(),
+            cert_sans: Vec::new(),
+            advertise: None,
+        }
+    }
+
+    /// Host and port of `server_url`.
+    pub fn server_host(&self) -> (&str, u16) {
+        let rest = self
+            .server_url
+            .split_once("://")
+            .map_or(self.server_url.as_str(), |(_, rest)| rest);
+        let authority = rest.split('/').next().unwrap_or_default();
+        match authority.rsplit_once(':') {
+            Some((host, port)) if !host.ends_with(':') => (host, port.parse().unwrap_or(443)),
+            _ => (authority, 443),
+        }
+    }
+
+    /// Endpoint of the `kubernetes` service.
+    pub fn endpoint(&self) -> Option<SocketAddr> {
+        let (host, port) = self.server_host();
+        self.advertise
+            .or_else(|| host.parse::<IpAddr>().ok().map(|ip| SocketAddr::new(ip, port)))
+    }
+}
+
+pub(crate) fn check_name(name: &str) -> Result<(), Error> {
+    let ok = !name.is_empty()
+        && name.len() <= 63
+        && !name.starts_with('-')
+        && !name.ends_with('-')
+        && name
+            .bytes()
+            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
+    if ok {
+        Ok(())
+    } else {
+        Err(Error::InvalidName(name.to_owned()))
+    }
+}
+
+/// A resource as served at one group and version.
+pub struct Served {
+    pub info: ResourceInfo,
+    pub resource: Arc<Resource>,
+}
+
+impl Served {
+    pub fn is(&self, group: &str, plural: &str) -> bool {
+        self.info.group == group && self.info.plural == plural
+    }
+
+    /// Whether stored bytes are served as they are.
+    pub fn shares_storage_version(&self) -> bool {
+        !self.is("events.k8s.io", "events")
+    }
+
+    /// The object as this group and version shows it.
+    pub fn value(&self, object: &Object) -> Value {
+        let mut value = object.value();
+        if !self.shares_storage_version() {
+            events::from_core(&mut value);
+        }
+        value
+    }
+
+    /// The object as it is stored.
+    pub fn to_storage<'v>(&self, value: &'v Value) -> std::borrow::Cow<'v, Value> {
+        if self.shares_storage_version() {
+            return std::borrow::Cow::Borrowed(value);
+        }
+        let mut value = value.clone();
+        events::to_core(&mut value);
+        std::borrow::Cow::Owned(value)
+    }
+}
+
+/// One hosted cluster's API.
+pub struct Cluster {
+    pub(crate) config: ClusterConfig,
+    pub(crate) table: Arc<TypeTable>,
+    pub(crate) keyspace: Arc<dyn Keyspace>,
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) served: HashMap<(String, String, String), Arc<Served>>,
+    pub(crate) pki: Pki,
+    pub(crate) rbac: Rbac,
+    pub(crate) metrics: Metrics,
+    pub(crate) clock: SharedClock,
+    pub(crate) dialer: Arc<dyn Dialer>,
+    pub(crate) shutdown: Shutdown,
+    pub(crate) service_range: ServiceRange,
+    pub(crate) dns_service_ip: Option<Ipv4Addr>,
+    pub(crate) namespaces: Arc<Resource>,
+    pub(crate) service_accounts: Arc<Resource>,
+    pub(crate) pods: Arc<Resource>,
+    pub(crate) documents: Arc<apimachinery::openapi::Documents>,
+    random: Mutex<Rng>,
+}
+
+impl Cluster {
+    pub(crate) async fn open(server: &ApiServerConfig, config: ClusterConfig) -> Result<Arc<Self>, Error> {
+        check_name(&config.name)?;
+        let name = config.name.clone();
+        let service_range = ServiceRange::parse(&config.service_cidr).ok_or_else(|| Error::InvalidConfig {
+            cluster: name.clone(),
+            field: "service_cidr",
+            value: config.service_cidr.clone(),
+            reason: "must be an IPv4 network of /12 to /28 such as 10.0.0.0/16",
+        })?;
+        if let Some(dns) = config.dns_service_ip
+            && !service_range.contains(dns)
+        {
+            return Err(Error::InvalidConfig {
+                cluster: name,
+                field: "dns_service_ip",
+                value: dns.to_string(),
+                reason: "must lie in service_cidr",
+            });
+        }
+        let (engine, clock) = (server.engine.clone(), server.clock.clone());
+        let pki_dir: PathBuf = server.data_dir.join(&name).join("pki");
+        let dialer = server.dialer.clone();
+        // Keys, disk and the first index are blocking work.
+        let opened = tokio::task::spawn_blocking(move || {
+            let store = |source| Error::Store {
+                cluster: config.name.clone(),
+                source,
+            };
+            let pki = Pki::open(&pki_dir, &config, service_range, &*clock).map_err(|source| Error::Pki {
+                cluster: config.name.clone(),
+                source,
+            })?;
+            let keyspace = engine.keyspace(&config.name).map_err(store)?;
+            let registry = Registry::open(&*keyspace, clock.clone()).map_err(store)?;
+            let builtin = TypeTable::builtin();
+            let table = if config.extra_kinds.is_empty() {
+                builtin
+            } else {
+                builtin.with_kinds(config.extra_kinds.clone())
+            };
+            let mut served = HashMap::new();
+            for info in table.resources() {
+                let group = if info.group == "events.k8s.io" { "" } else { &info.group };
+                let resource = registry.resource(group, &info.plural);
+                let key = (info.group.clone(), info.version.clone(), info.plural.clone());
+                served.insert(
+                    key,
+                    Arc::new(Served {
+                        info: info.clone(),
+                        resource,
+                    }),
+                );
+            }
+            let cluster = Arc::new(Cluster {
+                service_range,
+                dns_service_ip: config.dns_service_ip,
+                namespaces: registry.resource("", "namespaces"),
+                service_accounts: registry.resource("", "serviceaccounts"),
+                pods: registry.resource("", "pods"),
+                rbac: Rbac::new(&registry),
+                documents: crate::nonresource::documents(&table),
+                metrics: Metrics::default(),
+                shutdown: Shutdown::new(),
+                random: Mutex::new(Rng::from_entropy()),
+                config,
+                table,
+                keyspace,
+                registry,
+                served,
+                pki,
+                clock,
+                dialer,
+            });
+            Ok(cluster)
+        });
+        let cluster: Arc<Cluster> = opened.await.map_err(Error::Task)??;
+        auth::bootstrap::ensure(&cluster).await.map_err(|source| Error::Store {
+            cluster: cluster.config.name.clone(),
+            source,
+        })?;
+        Ok(cluster)
+    }
+
+    pub fn name(&self) -> &str {
+        &self.config.name
+    }
+
+    pub fn config(&self) -> &ClusterConfig {
+        &self.config
+    }
+
+    /// The cluster's types, its own kinds included.
+    pub fn table(&self) -> &Arc<TypeTable> {
+        &self.table
+    }
+
+    /// Newest revision of the cluster.
+    pub fn revision(&self) -> u64 {
+        self.registry.revision()
+    }
+
+    pub(crate) fn resource(&self, group: &str, version: &str, plural: &str) -> Option<&Arc<Served>> {
+        self.served
+            .get(&(group.to_owned(), version.to_owned(), plural.to_owned()))
+    }
+
+    /// The API in this process with a fixed identity: no socket, no TLS; watch bodies stream. Authorization applies.
+    pub fn local_service(self: &Arc<Self>, user: UserInfo) -> LocalService {
+        let (cluster, user) = (self.clone(), Arc::new(user));
+        LocalService::new(tower::service_fn(move |request| {
+            let (cluster, user) = (cluster.clone(), user.clone());
+            async move { Ok(router::handle(cluster, Some((*user).clone()), request).await) }
+        }))
+    }
+
+    /// Serves the API with TLS (HTTP/1.1 and HTTP/2) until the cluster is deleted.
+    pub fn serve(self: &Arc<Self>, listener: tokio::net::TcpListener) -> JoinHandle<()> {
+        tokio::spawn(server::serve(self.clone(), listener))
+    }
+
+    /// The certificate authority of this cluster, PEM.
+    pub fn ca_pem(&self) -> &str {
+        &self.pki.ca_pem
+    }
+
+    /// A client certificate for `user` in `groups`: `(certificate, key)`, PEM.
+    pub fn issue_client_cert(&self, user: &str, groups: &[&str], ttl: Duration) -> Result<(String, String), Error> {
+        self.pki
+            .issue_client(user, groups, ttl, &*self.clock)
+            .map_err(|source| self.pki_error(source))
+    }
+
+    /// A serving certificate for `cn` with these names and addresses: `(certificate, key)`, PEM.
+    pub fn issue_serving_cert(&self, cn: &str, sans: &[String], ttl: Duration) -> Result<(String, String), Error> {
+        self.pki
+            .issue_serving(cn, &[], sans, ttl, &*self.clock)
+            .map_err(|source| self.pki_error(source))
+    }
+
+    fn pki_error(&self, source: crate::pki::PkiError) -> Error {
+        Error::Pki {
+            cluster: self.config.name.clone(),
+            source,
+        }
+    }
+
+    /// A kubeconfig with a fresh client certificate, valid for a year.
+    pub fn kubeconfig(&self, context: &str, user: &str, groups: &[&str]) -> Result<String, Error> {
+        use base64::Engine as _;
+        let b64 = |text: &str| base64::engine::general_purpose::STANDARD.encode(text);
+        let (certificate, key) = self.issue_client_cert(user, groups, KUBECONFIG_TTL)?;
+        let account = format!("{context}-{}", user.replace(':', "-"));
+        let config = json!({
+            "apiVersion": "v1", "kind": "Config", "current-context": context, "preferences": {},
+            "clusters": [{"name": context, "cluster": {
+                "server": self.config.server_url, "certificate-authority-data": b64(self.ca_pem())}}],
+            "contexts": [{"name": context, "context": {"cluster": context, "user": account}}],
+            "users": [{"name": account, "user": {
+                "client-certificate-data": b64(&certificate), "client-key-data": b64(&key)}}],
+        });
+        Ok(apimachinery::codec::to_yaml(&config))
+    }
+
+    /// Ends watches and listeners. The stored state stays.
+    pub fn stop(&self) {
+        self.shutdown.trigger();
+    }
+
+    pub(crate) fn random_below(&self, bound: u64) -> u64 {
+        self.random.lock().below(bound)
+    }
+
+    pub(crate) fn random_suffix(&self, length: usize) -> String {
+        self.random.lock().name_suffix(length)
+    }
+
+    pub(crate) fn new_uid(&self) -> String {
+        uuid::Uuid::new_v4().to_string()
+    }
+}

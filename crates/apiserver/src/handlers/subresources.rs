@@ -1,0 +1,232 @@
+//! scale, binding, eviction.
+
+use apimachinery::gvk::Gvk;
+use apimachinery::selector::LabelSelector;
+use apimachinery::status::Status;
+use apimachinery::{field::FieldError, meta, patch, time};
+use http::{Response, StatusCode};
+use serde_json::{Value, json};
+
+use super::{Context, delete, update, warn, write};
+use crate::negotiate;
+use crate::strategy::Part;
+use crate::{Body, respond};
+
+fn scale_kind() -> Gvk {
+    Gvk::new("autoscaling", "v1", "Scale")
+}
+
+/// The `Scale` of a workload.
+fn scale_of(object: &Value) -> Value {
+    let metadata: serde_json::Map<String, Value> = ["name", "namespace", "uid", "resourceVersion", "creationTimestamp"]
+        .iter()
+        .filter_map(|key| Some(((*key).to_owned(), object["metadata"].get(*key)?.clone())))
+        .collect();
+    let selector = LabelSelector::from_object(&object["spec"]["selector"])
+        .map(|s| s.to_string())
+        .unwrap_or_default();
+    json!({
+        "kind": "Scale", "apiVersion": "autoscaling/v1", "metadata": metadata,
+        "spec": {"replicas": object["spec"]["replicas"].as_i64().unwrap_or(1)},
+        "status": {"replicas": object["status"]["replicas"].as_i64().unwrap_or(0), "selector": selector},
+    })
+}
+
+/// Reads or changes the replica count.
+pub async fn scale(cx: &Context, body: Body) -> Result<Response<Body>, Status> {
+    let output = cx.output(false)?;
+    let object = match cx.info.verb {
+        "get" => cx.find()?,
+        "update" => {
+            let bytes = write::body(body).await?;
+            let decoded = write::decode(cx, &scale_kind(), &bytes)?;
+            let name = meta::name(&decoded.value);
+            if !name.is_empty() && name != cx.target.name {
+                return Err(Status::bad_request(
+                    "the name of the object does not match the name on the URL",
+                ));
+            }
+            let given = update::asked_version(&decoded.value)?;
+            set_replicas(cx, given, |_| Ok(decoded.value.clone())).await?
+        }
+        _ => {
+            let media = negotiate::content_type(&cx.headers);
+            let bytes = write::body(body).await?;
+            let diff: Value = serde_json::from_slice(&bytes)
+                .map_err(|e| Status::bad_request(&format!("error decoding patch: invalid JSON: {e}")))?;
+            set_replicas(cx, None, |scale| {
+                let mut scale = scale.clone();
+                let applied = match media.as_str() {
+                    "application/json-patch+json" => patch::json_patch(&mut scale, &diff),
+                    "application/merge-patch+json" => patch::merge_patch(&mut scale, &diff),
+                    "application/strategic-merge-patch+json" => {
+                        patch::strategic_merge(&cx.cluster.table, &scale_kind(), &mut scale, &diff)
+                    }
+                    _ => {
+                        return Err(Status::unsupported_media_type(&[
+                            "application/json-patch+json",
+                            "application/merge-patch+json",
+                            "application/strategic-merge-patch+json",
+                        ]));
+                    }
+                };
+                applied.map_err(|e| e.to_status())?;
+                Ok(scale)
+            })
+            .await?
+        }
+    };
+    Ok(respond::value(
+        &cx.cluster,
+        StatusCode::OK,
+        &scale_of(&cx.served.value(&object)),
+        output,
+    ))
+}
+
+async fn set_replicas(
+    cx: &Context,
+    given: Option<u64>,
+    mut change: impl FnMut(&Value) -> Result<Value, Status>,
+) -> Result<std::sync::Arc<crate::object::Object>, Status> {
+    let dry_run = cx.dry_run()?;
+    update::modify(cx, Part::Main, given, dry_run, |current| {
+        let scale = change(&scale_of(current))?;
+        let replicas = scale["spec"]["replicas"].as_i64().unwrap_or(0);
+        if replicas < 0 {
+            let error = FieldError::invalid("spec.replicas", replicas, "must be greater than or equal to 0");
+            return Err(Status::invalid(&scale_kind(), &cx.target.name, &[error]));
+        }
+        let mut new = current.clone();
+        new["spec"]["replicas"] = replicas.into();
+        Ok(new)
+    })
+    .await
+}
+
+/// Binds a pod to a node, once.
+pub async fn binding(cx: &Context, body: Body) -> Result<Response<Body>, Status> {
+    let output = cx.output(false)?;
+    let dry_run = cx.dry_run()?;
+    let bytes = write::body(body).await?;
+    let decoded = write::decode(cx, &Gvk::new("", "v1", "Binding"), &bytes)?;
+    let binding = decoded.value;
+    let node = binding["target"]["name"].as_str().unwrap_or_default();
+    let kind = binding["target"]["kind"].as_str().unwrap_or_default();
+    if node.is_empty() || !matches!(kind, "" | "Node") {
+        let error = FieldError::required("target.name", "the node to bind to; target.kind must be Node or empty");
+        return Err(Status::invalid(
+            &Gvk::new("", "v1", "Binding"),
+            meta::name(&binding),
+            &[error],
+        ));
+    }
+    let pods = cx.on(
+        "",
+        "v1",
+        "pods",
+        if cx.target.name.is_empty() {
+            meta::name(&binding)
+        } else {
+            &cx.target.name
+        },
+    )?;
+    let uid = meta::uid(&binding).to_owned();
+    let given = update::asked_version(&binding)?;
+    let resource = pods.target.group_resource();
+    let name = pods.target.name.clone();
+    update::modify(&pods, Part::Internal, given, dry_run, |pod| {
+        let conflict = |why: String| Err(Status::conflict("pods/binding", &name, &why));
+        if !uid.is_empty() && uid != meta::uid(pod) {
+            return conflict(format!(
+                "Precondition failed: UID in precondition: {uid}, UID in object meta: {}",
+                meta::uid(pod)
+            ));
+        }
+        if meta::deletion_timestamp(pod).is_some() {
+            return conflict(format!("pod {name} is being deleted, cannot be assigned to a host"));
+        }
+        match pod["spec"]["nodeName"].as_str() {
+            None | Some("") => {}
+            Some(bound) => return conflict(format!("pod {name} is already assigned to node {bound:?}")),
+        }
+        if pod["spec"]["schedulingGates"].as_array().is_some_and(|g| !g.is_empty()) {
+            return conflict(format!("pod {name} has non-empty .spec.schedulingGates"));
+        }
+        let mut new = pod.clone();
+        new["spec"]["nodeName"] = node.into();
+        for field in ["annotations", "labels"] {
+            for (key, value) in binding["metadata"][field].as_object().into_iter().flatten() {
+                new["metadata"][field][key] = value.clone();
+            }
+        }
+        set_scheduled(&mut new, &time::now_rfc3339(&*cx.cluster.clock));
+        Ok(new)
+    })
+    .await?;
+    let mut status = Status::success(&resource, "", "");
+    status.details = None;
+    status.code = 201;
+    let mut response = respond::status(&cx.cluster, &status, output);
+    warn(&mut response, &decoded.warnings);
+    Ok(response)
+}
+
+fn set_scheduled(pod: &mut Value, now: &str) {
+    let condition = json!({"type": "PodScheduled", "status": "True", "lastProbeTime": null, "lastTransitionTime": now});
+    if !pod["status"]["conditions"].is_array() {
+        pod["status"]["conditions"] = json!([]);
+    }
+    let Some(conditions) = pod["status"]["conditions"].as_array_mut() else {
+        return;
+    };
+    match conditions.iter_mut().find(|c| c["type"] == "PodScheduled") {
+        Some(old) if old["status"] == "True" => {}
+        Some(old) => *old = condition,
+        None => conditions.push(condition),
+    }
+}
+
+/// Deletes a pod on behalf of someone who respects disruption budgets. Budgets are not served here, so none stands in
+/// the way.
+pub async fn eviction(cx: &Context, body: Body) -> Result<Response<Body>, Status> {
+    let output = cx.output(false)?;
+    let bytes = write::body(body).await?;
+    let decoded = write::decode(cx, &Gvk::new("policy", "v1", "Eviction"), &bytes)?;
+    let name = meta::name(&decoded.value);
+    if !name.is_empty() && name != cx.target.name {
+        return Err(Status::bad_request(
+            "name in URL does not match name in Eviction object",
+        ));
+    }
+    delete::evict(cx, &decoded.value["deleteOptions"]).await?;
+    let mut status = Status::success("", "", "");
+    status.details = None;
+    status.code = 201;
+    Ok(respond::status(&cx.cluster, &status, output))
+}
+
+impl Context {
+    /// The same request seen as one on another resource of the namespace.
+    fn on(&self, group: &str, version: &str, plural: &str, name: &str) -> Result<Context, Status> {
+        let served = self
+            .cluster
+            .resource(group, version, plural)
+            .cloned()
+            .ok_or_else(Status::path_not_found)?;
+        let mut target = self.target.clone();
+        target.group = group.to_owned();
+        target.version = version.to_owned();
+        target.resource = plural.to_owned();
+        target.name = name.to_owned();
+        Ok(Context {
+            cluster: self.cluster.clone(),
+            served,
+            user: self.user.clone(),
+            info: self.info.clone(),
+            target,
+            query: self.query.clone(),
+            headers: self.headers.clone(),
+        })
+    }
+}
