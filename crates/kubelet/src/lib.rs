@@ -12,6 +12,8 @@ pub mod clock;
 pub mod config;
 mod env;
 pub mod events;
+#[cfg(feature = "fakes")]
+pub mod fake;
 mod fields;
 mod http;
 mod images;

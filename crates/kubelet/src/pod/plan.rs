@@ -24,6 +24,9 @@ pub const IMAGE: &str = "oaks.internal/image";
 const BACKOFF_FIRST_MS: i64 = 10_000;
 const BACKOFF_MAX_MS: i64 = 300_000;
 
+/// How long a failed pull is shown as such before it is shown as backing off.
+const PULL_ERROR_SHOWN_MS: i64 = 1_000;
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
     Accepted,
@@ -502,7 +505,15 @@ impl Planner<'_> {
     fn start(&mut self, m: &Member) {
         let f = self.f;
         if let Some(w) = f.memory.waits.get(m.name()) {
-            self.wait(m.name(), &w.waiting.reason, w.waiting.message.clone());
+            // What failed is shown first, that it is being waited for a little later, as upstream's next sync does.
+            let shown_until = after_ms(w.retry_at, PULL_ERROR_SHOWN_MS - w.delay_ms);
+            if w.waiting.reason == "ErrImagePull" && f.now >= shown_until {
+                let text = format!("Back-off pulling image \"{}\": {}", m.image(), w.waiting.message);
+                self.wait(m.name(), "ImagePullBackOff", text);
+            } else {
+                self.wait(m.name(), &w.waiting.reason, w.waiting.message.clone());
+                self.wake(shown_until);
+            }
             if f.now < w.retry_at {
                 self.wake(w.retry_at);
                 return;

@@ -18,7 +18,7 @@ use sandbox::{ContainerState, ContainerStatus};
 use crate::{
     clock::{from_system, time},
     pod::{
-        plan::{Memory, Outcome, Plan, PodRuntime, Probed, outcome},
+        plan::{Busy, Memory, Outcome, Plan, PodRuntime, Probed, outcome},
         view::{Kind, Member, PodView},
     },
 };
@@ -45,7 +45,7 @@ pub fn status(f: &StatusFacts<'_>) -> PodStatus {
     let init = statuses(&f.view.init);
     let main = statuses(&f.view.main);
     let ephemeral = statuses(&f.view.ephemeral);
-    let over = outcome(f.view, f.runtime, f.memory);
+    let over = outcome(f.view, f.runtime, f.memory).or_else(|| deleted(f));
     let stopped = f.runtime.containers.iter().all(|c| c.state != ContainerState::Running);
     let phase = match over {
         // The phase turns only when the last process is gone: nobody may count on a pod that still writes.
@@ -83,6 +83,19 @@ pub fn status(f: &StatusFacts<'_>) -> PodStatus {
     };
     out.conditions = Some(conditions(f, &out));
     out
+}
+
+/// A pod that was deleted ends with a phase of its own once its containers have ended (upstream since 1.27).
+fn deleted(f: &StatusFacts<'_>) -> Option<Outcome> {
+    if !f.view.deleting() || f.memory.busy.values().any(|b| *b == Busy::Starting) {
+        return None;
+    }
+    let ended = |m: &Member| f.runtime.latest(m.name()).is_some_and(|c| c.exit_code == 0);
+    Some(if f.view.main.iter().all(ended) {
+        Outcome::Succeeded
+    } else {
+        Outcome::Failed
+    })
 }
 
 fn addresses(f: &StatusFacts<'_>) -> Vec<String> {
@@ -221,7 +234,7 @@ fn container(f: &StatusFacts<'_>, m: &Member) -> ApiStatus {
                 "PodInitializing"
             };
             let refused = f.memory.refused.as_ref();
-            match (remembered, planned, refused) {
+            match (planned, remembered, refused) {
                 (Some(w), ..) => waiting(&w.reason, &w.message),
                 (None, Some(w), _) => waiting(&w.reason, &w.message),
                 (None, None, Some(r)) => waiting(&r.reason, &r.to_string()),

@@ -159,6 +159,10 @@ impl Worker {
     /// Runs until nothing of the pod is left, here and in the API.
     pub async fn run(mut self) {
         loop {
+            // An action's notes come before its end: with all of them taken, nothing that exists is unknown here.
+            while let Ok(note) = self.notes.1.try_recv() {
+                self.note(note).await;
+            }
             self.refresh().await;
             self.admit().await;
             let now = self.core.now();
