@@ -25,7 +25,7 @@ pub enum CredentialError {
 }
 
 /// The kubeconfig (YAML) of the cluster with this ARM id. Local accounts are administrators: without an identity provider AKS
-/// does the same. Context `<name>` with user `clusterUser_<group>_<name>`; for `admin`, `<name>-admin` and `clusterAdmin_...`.
+/// does the same. The context is `<name>`, its user `clusterUser_<group>_<name>` or, for `admin`, `clusterAdmin_<group>_<name>`.
 pub async fn kubeconfig(
     home: &Client,
     control_planes: &dyn ControlPlanes,
@@ -85,11 +85,11 @@ pub(crate) fn spec(id: &ArmId, view: &ClusterView, ids: &Ids, address: std::net:
 
 /// JSON is YAML; the fields are those of `clientcmd/v1`. Written out by hand because people read this file.
 fn render(group: &str, name: &str, admin: bool, server: &str, ca: &str, cert: &str, key: &str) -> String {
-    let (context, user) = if admin {
-        (format!("{name}-admin"), format!("clusterAdmin_{group}_{name}"))
-    } else {
-        (name.to_owned(), format!("clusterUser_{group}_{name}"))
-    };
+    // Both have the plain context name, as AKS answers them: `az aks get-credentials --admin` itself appends `-admin`.
+    let (context, user) = (
+        name,
+        format!("{}_{group}_{name}", if admin { "clusterAdmin" } else { "clusterUser" }),
+    );
     // Strings as JSON: every name is quoted, so no name can break the file.
     let q = |s: &str| json!(s).to_string();
     let data = |s: &str| B64.encode(s);
@@ -103,7 +103,7 @@ fn render(group: &str, name: &str, admin: bool, server: &str, ca: &str, cert: &s
         u = q(&user),
         cert = data(cert),
         key = data(key),
-        c = q(&context),
+        c = q(context),
     )
 }
 
@@ -116,7 +116,7 @@ mod tests {
         let text = render("rg", "c1", true, "https://198.19.0.4:443", "CA", "CERT", "KEY");
         for line in [
             "- name: \"clusterAdmin_rg_c1\"",
-            "current-context: \"c1-admin\"",
+            "current-context: \"c1\"",
             "    cluster: \"c1\"",
             "    client-key-data: S0VZ",
         ] {

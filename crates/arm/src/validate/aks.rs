@@ -51,7 +51,10 @@ pub fn cluster(id: &ArmId, body: &Value, old: Option<&ArmObject>, world: &World)
         };
         match &vnet_id {
             Some(first) if !same_id(first, &vnet) => {
-                let problem = "all pools of a cluster must be in the same virtual network";
+                let problem = match &pool.subnet {
+                    None => "a pool of a cluster in a virtual network of yours needs a subnet there (--vnet-subnet-id)",
+                    Some(_) => "all pools of a cluster must be in the same virtual network",
+                };
                 return Err(Fault::field("InvalidParameter", path, problem));
             }
             _ => vnet_id = Some(vnet),
