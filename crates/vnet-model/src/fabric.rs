@@ -2,7 +2,7 @@
 //!
 //! Keys are the home object names; they are stable and unique, and link names are computed from them.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::Ipv4Net;
@@ -79,6 +79,10 @@ pub struct VnetSpec {
     pub nics: Vec<NicSpec>,
     #[serde(default)]
     pub frontends: Vec<FrontendSpec>,
+    /// Addresses that stand in the virtual network's own namespace, where the platform listens: virtual nodes, private
+    /// API endpoints. Reached by the network's NICs only.
+    #[serde(default)]
+    pub local: Vec<Ipv4Addr>,
     #[serde(default)]
     pub dns: DnsSpec,
     #[serde(default)]
@@ -211,6 +215,12 @@ pub enum SpecError {
         port: u16,
         reason: &'static str,
     },
+    #[error("vnet {vnet}: local address {address}: {reason}")]
+    Local {
+        vnet: String,
+        address: Ipv4Addr,
+        reason: &'static str,
+    },
     #[error("vnet {vnet}: cluster {cluster}: {reason}")]
     Cluster {
         vnet: String,
@@ -274,92 +284,177 @@ impl VnetSpec {
             }],
         }
     }
+}
 
-    fn check(&self, edge: &EdgeSpec) -> Result<(), SpecError> {
-        let vnet = || self.key.clone();
-        let rule = |source| SpecError::Rule { vnet: vnet(), source };
-        rules::check_prefixes(&self.prefixes).map_err(rule)?;
+/// What was admitted so far, of all virtual networks and of the present one.
+#[derive(Default)]
+struct Seen {
+    vnets: BTreeSet<String>,
+    nics: BTreeSet<String>,
+    /// Public address to its virtual network.
+    public: BTreeMap<Ipv4Addr, String>,
+    macs: BTreeSet<Mac>,
+    addresses: BTreeSet<Ipv4Addr>,
+    frontends: BTreeSet<(Ipv4Addr, Protocol, u16)>,
+    marks: BTreeSet<u32>,
+    clusters: BTreeSet<String>,
+}
+
+/// Admits the parts of one virtual network one by one; what is refused leaves no trace.
+struct Door<'a> {
+    edge: &'a EdgeSpec,
+    vnet: &'a VnetSpec,
+    seen: &'a mut Seen,
+}
+
+impl Door<'_> {
+    fn twice(&self, what: &'static str, key: &str) -> SpecError {
+        SpecError::Twice {
+            vnet: self.vnet.key.clone(),
+            what,
+            key: key.to_owned(),
+        }
+    }
+
+    /// The network without its parts.
+    fn network(&mut self) -> Result<(), SpecError> {
+        let (vnet, edge) = (self.vnet, self.edge);
+        let rule = |source| SpecError::Rule {
+            vnet: vnet.key.clone(),
+            source,
+        };
+        rules::check_prefixes(&vnet.prefixes).map_err(rule)?;
         for forbidden in [edge.pool, edge.transit] {
-            if let Some(prefix) = self.prefixes.iter().find(|p| rules::overlap(**p, forbidden)) {
+            if let Some(prefix) = vnet.prefixes.iter().find(|p| rules::overlap(**p, forbidden)) {
                 return Err(rule(RuleError::Forbidden {
                     prefix: *prefix,
                     forbidden,
                 }));
             }
         }
-        let subnets: Vec<(&str, Ipv4Net)> = self.subnets.iter().map(|s| (s.name.as_str(), s.prefix)).collect();
-        rules::check_subnets(&self.prefixes, &subnets).map_err(rule)?;
-        let twice = |what, key: &str| SpecError::Twice {
-            vnet: vnet(),
-            what,
-            key: key.to_owned(),
+        let subnets: Vec<(&str, Ipv4Net)> = vnet.subnets.iter().map(|s| (s.name.as_str(), s.prefix)).collect();
+        rules::check_subnets(&vnet.prefixes, &subnets).map_err(rule)?;
+        if !self.seen.vnets.insert(vnet.key.clone()) {
+            return Err(self.twice("vnet", &vnet.key));
+        }
+        let Seen {
+            macs,
+            addresses,
+            frontends,
+            marks,
+            clusters,
+            ..
+        } = &mut *self.seen;
+        (
+            macs.clear(),
+            addresses.clear(),
+            frontends.clear(),
+            marks.clear(),
+            clusters.clear(),
+        );
+        Ok(())
+    }
+
+    fn cluster(&mut self, c: &ClusterServicesSpec) -> Result<(), SpecError> {
+        let fail = |reason| SpecError::Cluster {
+            vnet: self.vnet.key.clone(),
+            cluster: c.cluster.clone(),
+            reason,
         };
-        let (mut keys, mut macs, mut addresses) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
-        for nic in &self.nics {
-            let fail = |reason: String| SpecError::Nic {
-                vnet: vnet(),
-                nic: nic.key.clone(),
-                reason,
-            };
-            let subnet = self
-                .subnet(&nic.subnet)
-                .ok_or_else(|| fail(format!("there is no subnet {:?}", nic.subnet)))?;
-            if nic.ip_configs.iter().filter(|c| c.primary).count() != 1 {
-                return Err(fail("exactly one ip configuration must be primary".to_owned()));
+        if c.mark == 0 || c.mark > CLUSTER_MARK_MASK || self.seen.marks.contains(&c.mark) {
+            return Err(fail("its mark must be unique and from 1 to 65535"));
+        }
+        if [0, 53, 80].contains(&c.dns_port) {
+            return Err(fail("its DNS port is taken by the wire server or zero"));
+        }
+        if !self.seen.clusters.insert(c.cluster.clone()) {
+            return Err(self.twice("cluster", &c.cluster));
+        }
+        self.seen.marks.insert(c.mark);
+        Ok(())
+    }
+
+    fn local(&mut self, address: Ipv4Addr) -> Result<(), SpecError> {
+        let fail = |reason| SpecError::Local {
+            vnet: self.vnet.key.clone(),
+            address,
+            reason,
+        };
+        let subnet = self.vnet.subnets.iter().find(|s| s.prefix.contains(&address));
+        if subnet.is_none_or(|s| rules::is_reserved(s.prefix, address)) {
+            return Err(fail("it is not a usable address of one of the subnets"));
+        }
+        if self.seen.addresses.insert(address) {
+            Ok(())
+        } else {
+            Err(fail("it is in use"))
+        }
+    }
+
+    fn nic(&mut self, nic: &NicSpec) -> Result<(), SpecError> {
+        let vnet = self.vnet;
+        let fail = |reason: String| SpecError::Nic {
+            vnet: vnet.key.clone(),
+            nic: nic.key.clone(),
+            reason,
+        };
+        let subnet = vnet
+            .subnet(&nic.subnet)
+            .ok_or_else(|| fail(format!("there is no subnet {:?}", nic.subnet)))?;
+        if nic.ip_configs.iter().filter(|c| c.primary).count() != 1 {
+            return Err(fail("exactly one ip configuration must be primary".to_owned()));
+        }
+        let mut own = BTreeSet::new();
+        for address in nic.addresses() {
+            if !subnet.prefix.contains(&address) || rules::is_reserved(subnet.prefix, address) {
+                return Err(fail(format!("{address} is not a usable address of {}", subnet.prefix)));
             }
-            for address in nic.addresses() {
-                if !subnet.prefix.contains(&address) || rules::is_reserved(subnet.prefix, address) {
-                    return Err(fail(format!("{address} is not a usable address of {}", subnet.prefix)));
-                }
-                if !addresses.insert(address) {
-                    return Err(twice("address", &address.to_string()));
-                }
-            }
-            if !keys.insert(&nic.key) {
-                return Err(twice("nic", &nic.key));
-            }
-            if !macs.insert(nic.mac) {
-                return Err(twice("mac", &nic.mac.to_string()));
-            }
-            if let NicKind::Group { cluster: Some(cluster) } = &nic.kind
-                && !self.clusters.iter().any(|c| c.cluster == *cluster)
-            {
-                return Err(fail(format!("there is no cluster {cluster:?} in this virtual network")));
+            if self.seen.addresses.contains(&address) || !own.insert(address) {
+                return Err(fail(format!("{address} is in use")));
             }
         }
-        let mut frontends = BTreeSet::new();
-        for f in &self.frontends {
-            let fail = |reason| SpecError::Frontend {
-                vnet: vnet(),
-                address: f.address,
-                port: f.port,
-                reason,
-            };
-            if !edge.pool.contains(&f.address) && !self.prefixes.iter().any(|p| p.contains(&f.address)) {
-                return Err(fail(
-                    "the address is neither of the public pool nor of this virtual network",
-                ));
-            }
-            if addresses.contains(&f.address) || edge.endpoints.contains(&f.address) {
-                return Err(fail("the address is in use"));
-            }
-            if !frontends.insert((f.address, f.protocol, f.port)) {
-                return Err(fail("the same address, protocol and port is there twice"));
-            }
+        if let NicKind::Group { cluster: Some(cluster) } = &nic.kind
+            && !self.seen.clusters.contains(cluster)
+        {
+            return Err(fail(format!("there is no cluster {cluster:?} in this virtual network")));
         }
-        let mut marks = BTreeSet::new();
-        for c in &self.clusters {
-            let fail = |reason| SpecError::Cluster {
-                vnet: vnet(),
-                cluster: c.cluster.clone(),
-                reason,
-            };
-            if c.mark == 0 || c.mark > CLUSTER_MARK_MASK || !marks.insert(c.mark) {
-                return Err(fail("its mark must be unique and from 1 to 65535"));
-            }
-            if c.dns_port == 53 || c.dns_port == 80 || c.dns_port == 0 {
-                return Err(fail("its DNS port is taken by the wire server or zero"));
-            }
+        if self.seen.macs.contains(&nic.mac) {
+            return Err(fail(format!("{} is in use", nic.mac)));
+        }
+        if !self.seen.nics.insert(nic.key.clone()) {
+            return Err(self.twice("nic", &nic.key));
+        }
+        self.seen.macs.insert(nic.mac);
+        self.seen.addresses.extend(own);
+        Ok(())
+    }
+
+    fn frontend(&mut self, f: &FrontendSpec) -> Result<(), SpecError> {
+        let vnet = self.vnet;
+        let (address, port) = (f.address, f.port);
+        let fail = |reason| SpecError::Frontend {
+            vnet: vnet.key.clone(),
+            address,
+            port,
+            reason,
+        };
+        let public = self.edge.pool.contains(&address);
+        if !public && !vnet.prefixes.iter().any(|p| p.contains(&address)) {
+            return Err(fail(
+                "the address is neither of the public pool nor of this virtual network",
+            ));
+        }
+        if self.seen.addresses.contains(&address) || self.edge.endpoints.contains(&address) {
+            return Err(fail("the address is in use"));
+        }
+        if public && self.seen.public.get(&address).is_some_and(|v| *v != vnet.key) {
+            return Err(fail("the address belongs to another virtual network"));
+        }
+        if !self.seen.frontends.insert((address, f.protocol, port)) {
+            return Err(fail("the same address, protocol and port is there twice"));
+        }
+        if public {
+            self.seen.public.insert(address, vnet.key.clone());
         }
         Ok(())
     }
@@ -368,56 +463,87 @@ impl VnetSpec {
 impl FabricSpec {
     /// Checks everything that can be checked without looking at the host.
     pub fn check(&self) -> Result<(), SpecError> {
-        check_instance(&self.instance)?;
-        let edge = &self.edge;
-        let edge_error = |reason: String| SpecError::Edge { reason };
-        if rules::overlap(edge.pool, edge.transit) {
-            return Err(edge_error(format!(
-                "the pool {} and the transit range {} overlap",
-                edge.pool, edge.transit
-            )));
-        }
-        if edge.transit.prefix_len() > 28 || edge.pool.prefix_len() > 30 {
-            return Err(edge_error(
-                "the pool needs at least /30 and the transit range at least /28".to_owned(),
-            ));
-        }
-        if edge.pool.contains(&WIRE_SERVER) || edge.transit.contains(&WIRE_SERVER) {
-            return Err(edge_error(format!(
-                "{WIRE_SERVER} must be outside the pool and the transit range"
-            )));
-        }
-        if let Some(e) = edge.endpoints.iter().find(|e| !edge.pool.contains(*e)) {
-            return Err(edge_error(format!("the endpoint {e} is not in the pool {}", edge.pool)));
-        }
-        let (mut vnets, mut nics, mut public) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
+        self.check_edge()?;
+        let mut seen = Seen::default();
         for vnet in &self.vnets {
-            vnet.check(edge)?;
-            let twice = |what, key: &str| SpecError::Twice {
-                vnet: vnet.key.clone(),
-                what,
-                key: key.to_owned(),
+            let mut door = Door {
+                edge: &self.edge,
+                vnet,
+                seen: &mut seen,
             };
-            if !vnets.insert(&vnet.key) {
-                return Err(twice("vnet", &vnet.key));
-            }
-            if let Some(nic) = vnet.nics.iter().find(|n| !nics.insert(&n.key)) {
-                return Err(twice("nic", &nic.key));
-            }
-            // A public address belongs to one virtual network; it may have several ports there.
-            let own: BTreeSet<Ipv4Addr> = vnet
-                .frontends
-                .iter()
-                .map(|f| f.address)
-                .filter(|a| edge.pool.contains(a))
-                .collect();
-            for address in own {
-                if !public.insert(address) {
-                    return Err(twice("public address", &address.to_string()));
-                }
-            }
+            door.network()?;
+            vnet.clusters.iter().try_for_each(|c| door.cluster(c))?;
+            vnet.local.iter().try_for_each(|a| door.local(*a))?;
+            vnet.nics.iter().try_for_each(|n| door.nic(n))?;
+            vnet.frontends.iter().try_for_each(|f| door.frontend(f))?;
         }
         Ok(())
+    }
+
+    /// The spec without the parts that are wrong, and what was wrong with them; earlier parts win. Only a mistake of the
+    /// instance or the edge remains. One object's mistake then does not stop the others' network.
+    pub fn without_mistakes(self) -> (Self, Vec<SpecError>) {
+        let Self { instance, vnets, edge } = self;
+        let (mut seen, mut errors, mut good) = (Seen::default(), Vec::new(), Vec::new());
+        for mut vnet in vnets {
+            let parts = (
+                std::mem::take(&mut vnet.clusters),
+                std::mem::take(&mut vnet.local),
+                std::mem::take(&mut vnet.nics),
+                std::mem::take(&mut vnet.frontends),
+            );
+            let (mut clusters, mut local, mut nics, mut frontends) = parts;
+            let mut keep = |result: Result<(), SpecError>| result.map_err(|e| errors.push(e)).is_ok();
+            let mut door = Door {
+                edge: &edge,
+                vnet: &vnet,
+                seen: &mut seen,
+            };
+            if !keep(door.network()) {
+                continue;
+            }
+            clusters.retain(|c| keep(door.cluster(c)));
+            local.retain(|a| keep(door.local(*a)));
+            nics.retain(|n| keep(door.nic(n)));
+            frontends.retain(|f| keep(door.frontend(f)));
+            good.push(VnetSpec {
+                clusters,
+                local,
+                nics,
+                frontends,
+                ..vnet
+            });
+        }
+        (
+            Self {
+                instance,
+                vnets: good,
+                edge,
+            },
+            errors,
+        )
+    }
+
+    fn check_edge(&self) -> Result<(), SpecError> {
+        check_instance(&self.instance)?;
+        let edge = &self.edge;
+        let fail = |reason: String| Err(SpecError::Edge { reason });
+        if rules::overlap(edge.pool, edge.transit) {
+            return fail(format!(
+                "the pool {} and the transit range {} overlap",
+                edge.pool, edge.transit
+            ));
+        }
+        if edge.transit.prefix_len() > 28 || edge.pool.prefix_len() > 30 {
+            return fail("the pool needs at least /30 and the transit range at least /28".to_owned());
+        }
+        if edge.pool.contains(&WIRE_SERVER) || edge.transit.contains(&WIRE_SERVER) {
+            return fail(format!("{WIRE_SERVER} must be outside the pool and the transit range"));
+        }
+        match edge.endpoints.iter().find(|e| !edge.pool.contains(*e)) {
+            Some(e) => fail(format!("the endpoint {e} is not in the pool {}", edge.pool)),
+            None => Ok(()),
+        }
     }
 }
 
@@ -497,7 +623,7 @@ mod tests {
         );
         check(
             &|s| s.vnets[0].nics[1].ip_configs[0].address = Ipv4Addr::new(10, 1, 0, 4),
-            "address \"10.1.0.4\" is there twice",
+            "10.1.0.4 is in use",
         );
         check(
             &|s| s.vnets[0].nics[1].ip_configs[0].address = Ipv4Addr::new(10, 1, 0, 1),
@@ -517,5 +643,21 @@ mod tests {
             &|s| s.edge.endpoints = vec![Ipv4Addr::new(10, 0, 0, 1)],
             "not in the pool",
         );
+    }
+
+    #[test]
+    fn one_mistake_does_not_stop_the_rest() {
+        let mut s = spec();
+        let mut twin = s.vnets[0].nics[0].clone();
+        twin.key = "twin".into();
+        s.vnets[0].nics.push(twin);
+        s.vnets.push(VnetSpec {
+            key: "bad".into(),
+            ..VnetSpec::default()
+        });
+        let (good, errors) = s.without_mistakes();
+        assert_eq!(good, spec());
+        assert_eq!(errors.len(), 2, "{errors:?}");
+        good.check().unwrap();
     }
 }

@@ -22,8 +22,6 @@ pub enum Error {
     Sysctl(#[from] linux::sysctl::Error),
     #[error("the host already routes {route} (link {link}), which overlaps {wanted}; choose another range")]
     RouteTaken { wanted: IpNet, route: IpNet, link: String },
-    #[error("there is no uplink: the host has no default route")]
-    NoDefaultRoute,
     #[error("there is no uplink {name}")]
     NoUplink { name: String },
     #[error("{count} virtual networks do not fit the transit range")]

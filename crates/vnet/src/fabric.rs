@@ -61,6 +61,8 @@ pub struct Report {
     pub vnets: usize,
     /// NICs that are plugged in.
     pub attached: usize,
+    /// Link by which outward traffic leaves; absent also if the spec leaves the choice to a host without a default route.
+    pub uplink: Option<String>,
 }
 
 impl Fabric {
@@ -96,6 +98,7 @@ impl Fabric {
         let transit = Transit::of(&spec.edge);
         let mut report = Report {
             vnets: spec.vnets.len(),
+            uplink: uplink.clone(),
             ..Report::default()
         };
 
@@ -329,12 +332,9 @@ impl State {
                 let default = |r: &&linux::netlink::RouteEntry| {
                     r.destination == IpNet::V4(Ipv4Net::default()) && r.kind == RouteKind::Unicast && r.link.is_some()
                 };
-                let best = routes
-                    .iter()
-                    .filter(default)
-                    .min_by_key(|r| r.metric)
-                    .ok_or(Error::NoDefaultRoute)?;
-                Ok(Some(name(best.link)))
+                // Offline is no error: everything here works without the outside.
+                let best = routes.iter().filter(default).min_by_key(|r| r.metric);
+                Ok(best.map(|r| name(r.link)))
             }
         }
     }

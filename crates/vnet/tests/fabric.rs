@@ -466,3 +466,41 @@ fn bad_ranges_are_refused_before_anything_is_made() {
         assert!(!std::path::Path::new(RUN).exists());
     });
 }
+
+#[test]
+fn a_local_address_is_reached_by_the_networks_machines_and_by_the_platform() {
+    on_a_host(|| {
+        let fabric = open();
+        let mut v1 = vnet("v1", &[nic("a", "10.1.0.4")]);
+        v1.local = vec![ip("10.1.0.20")];
+        let spec = fabric_spec(&[v1, vnet("v2", &[nic("z", "10.1.0.4")])]);
+        fabric.apply(&spec).unwrap();
+        let (a, z) = (Machine::boot(&fabric, "a"), Machine::boot(&fabric, "z"));
+        let here = Machine {
+            pin: fabric.vnet_netns("v1"),
+        };
+        here.echo_callers(10250);
+        assert_eq!(a.ask("10.1.0.20:10250").unwrap(), "10.1.0.4");
+        assert!(z.ask("10.1.0.20:10250").is_err());
+        let mut text = String::new();
+        let mut stream = fabric
+            .dial("v1", "10.1.0.20:10250".parse().unwrap(), Duration::from_secs(3))
+            .unwrap();
+        std::io::Read::read_to_string(&mut stream, &mut text).unwrap();
+        assert_eq!(text, "168.63.129.16");
+        // The namespace's other addresses stay closed to machines.
+        assert!(a.ask("168.63.129.16:10250").is_err());
+    });
+}
+
+#[test]
+fn an_offline_host_has_no_uplink_and_that_is_fine() {
+    on_a_host(|| {
+        let fabric = open();
+        let mut spec = fabric_spec(&[vnet("v1", &[])]);
+        spec.edge.uplink = Uplink::Auto;
+        assert_eq!(fabric.apply(&spec).unwrap().uplink, None);
+        spec.edge.uplink = Uplink::Link("absent".into());
+        assert!(matches!(fabric.apply(&spec), Err(Error::NoUplink { .. })));
+    });
+}

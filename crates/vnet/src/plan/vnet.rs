@@ -22,6 +22,9 @@ pub fn plan_vnet(vnet: &VnetSpec, edge: &EdgeSpec, slot: u32) -> NamespacePlan {
     let outward = transit.vnet(slot);
     let mut plan = NamespacePlan::router();
     plan.address("lo", Ipv4Net::from(WIRE_SERVER));
+    for local in &vnet.local {
+        plan.address("lo", Ipv4Net::from(*local));
+    }
     plan.address(EDGE_LINK, Ipv4Net::from(outward));
     plan.route_via(Ipv4Net::default(), EDGE_LINK, transit.edge(), Some(outward));
     plan.neighbour(EDGE_LINK, transit.edge(), super::edge::edge_side_mac(&vnet.key));
@@ -77,6 +80,7 @@ fn protection(vnet: &VnetSpec, outward: Ipv4Addr) -> Table {
         Set::new("ports", [Field::Iifname, IpSaddr]).with(ports),
         Set::map("marks", [Field::Iifname], [Field::Mark]).with(marks),
         Set::new("sockets", [IpDaddr, L4Proto, Field::Dport]).with(sockets),
+        Set::new("local", [IpDaddr]).with(vnet.local.iter().map(|a| Element::key([Datum::Ip(*a)]))),
         Set::new("inside", [IpSaddr])
             .intervals()
             .with(vnet.prefixes.iter().map(|p| Element::key([Datum::Net(*p)]))),
@@ -115,6 +119,7 @@ fn protection(vnet: &VnetSpec, outward: Ipv4Addr) -> Table {
                 edge_or_own(Rule::new())
                     .in_set([IpDaddr, L4Proto, Field::Dport], "sockets")
                     .accept(),
+                edge_or_own(Rule::new()).in_set([IpDaddr], "local").accept(),
                 Rule::new().counter().drop().comment("no such socket"),
             ],
         ),
