@@ -81,4 +81,6 @@ pub fn strategic_merge(table: &TypeTable, gvk: &Gvk, object: &mut Value, patch: 
 }
 
 #[cfg(test)]
+mod laws;
+#[cfg(test)]
 mod tests;
