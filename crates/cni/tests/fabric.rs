@@ -1,0 +1,261 @@
+//! Pods of two machines on a real virtual network: the pool comes from its wire server, pods talk by VNet address and by
+//! Service address, and container groups at VNet ports see the same Services.
+
+use std::{
+    collections::BTreeSet,
+    io::{Read, Write},
+    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use cni::{
+    runtime::{NetworkList, Request, Runtime},
+    spec::Attachment,
+};
+use linux::netns;
+use serde_json::json;
+use service_proxy::{
+    executor::Executor,
+    plan::{PlanConfig, Scope, plan},
+    world::World,
+};
+use vnet::{Fabric, NetnsRef};
+use vnet_model::{
+    Mac,
+    fabric::{ClusterServicesSpec, EdgeSpec, FabricSpec, IpConfigSpec, NicKind, NicSpec, SubnetSpec, VnetSpec},
+};
+
+const WAIT: Duration = Duration::from_secs(3);
+const MARK: u32 = 7;
+
+fn nic(key: &str, addresses: &[&str], kind: NicKind) -> NicSpec {
+    let ip_configs = addresses
+        .iter()
+        .enumerate()
+        .map(|(i, a)| IpConfigSpec {
+            name: format!("ip{i}"),
+            address: a.parse().unwrap(),
+            primary: i == 0,
+        })
+        .collect();
+    NicSpec {
+        key: key.into(),
+        mac: Mac::derived(key),
+        subnet: "nodes".into(),
+        ip_configs,
+        kind,
+        host_name: None,
+    }
+}
+
+struct Machine {
+    pin: PathBuf,
+    runtime: Runtime,
+}
+
+struct Pod {
+    pin: PathBuf,
+    address: Ipv4Addr,
+}
+
+impl Machine {
+    fn boot(fabric: &Fabric, name: &str) -> Self {
+        let pin = PathBuf::from(format!("/run/machines/{name}"));
+        netns::create_named(&pin).unwrap();
+        fabric.attach(name, &NetnsRef::Path(pin.clone()), "eth0").unwrap();
+        let list = json!({"cniVersion": "1.1.0", "name": "azure", "plugins": [
+            {"type": "azure-vnet", "mode": "transparent", "stateDir": format!("/run/state/{name}"),
+             "ipam": {"type": "azure-vnet-ipam"}}]});
+        let runtime = Runtime {
+            list: NetworkList::parse(list.to_string().as_bytes()).unwrap(),
+            plugin_dirs: vec![Path::new(env!("CARGO_BIN_EXE_azure-vnet")).parent().unwrap().to_owned()],
+            cache_dir: format!("/run/cache/{name}").into(),
+        };
+        Self { pin, runtime }
+    }
+
+    fn run<T: Send>(&self, f: impl FnOnce() -> T + Send) -> T {
+        netns::run_in(&self.pin, f).unwrap()
+    }
+
+    fn request(name: &str) -> Request {
+        let netns = Some(PathBuf::from(format!("/run/pods/{name}")));
+        Request {
+            container_id: name.into(),
+            ifname: "eth0".into(),
+            netns,
+            ..Request::default()
+        }
+    }
+
+    fn pod(&self, name: &str) -> Pod {
+        let request = Self::request(name);
+        let pin = request.netns.clone().unwrap();
+        netns::create_named(&pin).unwrap();
+        let result = self.run(|| self.runtime.add(&request)).unwrap();
+        self.run(|| self.runtime.check(&request)).unwrap();
+        let std::net::IpAddr::V4(address) = result.ips[0].address.addr() else {
+            panic!("{result:?}")
+        };
+        Pod { pin, address }
+    }
+}
+
+/// Answers every connection with `name` and the caller's address.
+fn serve(netns: &Path, port: u16, name: &'static str) {
+    let listener = netns::run_in(netns, || TcpListener::bind(("0.0.0.0", port)).unwrap()).unwrap();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let Ok(mut stream) = stream else { return };
+            let peer = stream.peer_addr().map(|p| p.ip().to_string()).unwrap_or_default();
+            let _ = stream.write_all(format!("{name} {peer}").as_bytes());
+        }
+    });
+}
+
+fn ask(netns: &Path, to: &str) -> std::io::Result<String> {
+    let to: SocketAddr = to.parse().unwrap();
+    netns::run_in(netns, || {
+        let mut stream = TcpStream::connect_timeout(&to, WAIT)?;
+        stream.set_read_timeout(Some(WAIT))?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text)?;
+        Ok(text)
+    })
+    .unwrap()
+}
+
+#[test]
+fn pods_of_two_machines_and_groups_reach_each_other_and_services() {
+    let body = || {
+        netns::become_private_host(&[Path::new("/run")]).unwrap();
+        let group = |cluster: &str| NicKind::Group {
+            cluster: Some(cluster.into()),
+        };
+        let spec = FabricSpec {
+            instance: "t".into(),
+            vnets: vec![VnetSpec {
+                key: "v".into(),
+                prefixes: vec!["10.1.0.0/16".parse().unwrap()],
+                subnets: vec![SubnetSpec {
+                    name: "nodes".into(),
+                    prefix: "10.1.0.0/24".parse().unwrap(),
+                }],
+                nics: vec![
+                    nic("a", &["10.1.0.4", "10.1.0.20", "10.1.0.21"], NicKind::Machine),
+                    nic("b", &["10.1.0.5", "10.1.0.30", "10.1.0.31"], NicKind::Machine),
+                    nic("g", &["10.1.0.40"], group("c")),
+                ],
+                clusters: vec![ClusterServicesSpec {
+                    cluster: "c".into(),
+                    mark: MARK,
+                    dns_service_ip: Ipv4Addr::new(10, 0, 0, 10),
+                    dns_port: 5300,
+                }],
+                ..VnetSpec::default()
+            }],
+            edge: EdgeSpec::default(),
+        };
+        let servers = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .unwrap();
+        let fabric = Fabric::open("t", "/run/t").unwrap();
+        fabric.apply(&spec).unwrap();
+        fabric.serve(servers.handle());
+        let (a, b) = (Machine::boot(&fabric, "a"), Machine::boot(&fabric, "b"));
+        let g = PathBuf::from("/run/pods/g");
+        netns::create_named(&g).unwrap();
+        fabric.attach("g", &NetnsRef::Path(g.clone()), "eth0").unwrap();
+
+        a.run(|| a.runtime.status()).unwrap();
+        let (p, q, r) = (a.pod("p"), a.pod("q"), b.pod("r"));
+        assert_eq!([p.address, q.address, r.address].map(|a| a.octets()[3]), [20, 21, 30]);
+        let full = a.run(|| a.runtime.status()).unwrap_err().to_string();
+        assert!(full.contains("code 50") && full.contains("2 of 2"), "{full}");
+
+        for (pod, name) in [(&p, "p"), (&q, "q"), (&r, "r")] {
+            serve(&pod.pin, 8080, name);
+        }
+        serve(&g, 8080, "g");
+        // Each to each by VNet address, with the caller's own address: same machine, other machine, group.
+        let all = [
+            (&p.pin, p.address, "p"),
+            (&q.pin, q.address, "q"),
+            (&r.pin, r.address, "r"),
+            (&g, Ipv4Addr::new(10, 1, 0, 40), "g"),
+        ];
+        for (from, source, _) in &all {
+            for (_, to, name) in &all {
+                let answer = ask(from, &format!("{to}:8080")).unwrap();
+                // A pod that calls itself is its own caller.
+                assert_eq!(answer, format!("{name} {source}"));
+            }
+        }
+
+        // One Service over pods of both machines and the group, from everywhere.
+        let service = serde_json::from_value(json!({"metadata": {"namespace": "d", "name": "web"},
+            "spec": {"clusterIP": "10.0.0.1", "ports": [{"port": 80}]}}))
+        .unwrap();
+        let slice = serde_json::from_value(json!({
+            "metadata": {"namespace": "d", "name": "web", "labels": {"kubernetes.io/service-name": "web"}},
+            "addressType": "IPv4", "ports": [{"port": 8080}],
+            "endpoints": [{"addresses": [q.address.to_string()]}, {"addresses": [r.address.to_string()]}, {"addresses": ["10.1.0.40"]}]}))
+        .unwrap();
+        let world = World::new(&[Arc::new(service)], &[Arc::new(slice)], "a");
+        let v = fabric.vnet_netns("v");
+        for (netns, scope) in [
+            (&a.pin, Scope::Machine),
+            (&b.pin, Scope::Machine),
+            (&v, Scope::Mark(MARK)),
+        ] {
+            let config = PlanConfig {
+                table: "t-services".into(),
+                scope,
+                dns_ip: None,
+            };
+            Executor::open(Some(netns))
+                .unwrap()
+                .apply(plan(&world, &config))
+                .unwrap();
+        }
+        let everyone = BTreeSet::from(["q", "r", "g"].map(str::to_owned));
+        for from in [&p.pin, &q.pin, &r.pin, &g, &a.pin] {
+            let seen: BTreeSet<String> = (0..48)
+                .map(|_| ask(from, "10.0.0.1:80").unwrap().split(' ').next().unwrap().to_owned())
+                .collect();
+            assert_eq!(seen, everyone, "{}", from.display());
+        }
+        assert_eq!(
+            ask(&g, "10.0.0.1:81").unwrap_err().kind(),
+            std::io::ErrorKind::ConnectionRefused
+        );
+        let spoofed: u64 = fabric
+            .drops()
+            .unwrap()
+            .iter()
+            .filter(|(_, c)| c.comment == vnet::SPOOFED)
+            .map(|(_, c)| c.packets)
+            .sum();
+        assert_eq!(spoofed, 0);
+
+        // What a node agent does at its start: keep the living, release the rest.
+        let keep = Attachment {
+            container_id: "p".into(),
+            ifname: "eth0".into(),
+        };
+        a.run(|| a.runtime.gc(&[keep])).unwrap();
+        assert!(ask(&p.pin, &format!("{}:8080", r.address)).is_ok());
+        assert!(ask(&p.pin, &format!("{}:8080", q.address)).is_err());
+        a.run(|| a.runtime.del(&Machine::request("q"))).unwrap();
+        a.run(|| a.runtime.del(&Machine::request("p"))).unwrap();
+        a.run(|| a.runtime.status()).unwrap();
+        vnet::teardown("t", Path::new("/run/t")).unwrap();
+    };
+    if let Err(panic) = std::thread::spawn(body).join() {
+        std::panic::resume_unwind(panic);
+    }
+}
