@@ -79,7 +79,7 @@ fn bracket<'v>(node: &'v Value, inner: &str) -> Option<&'v Value> {
         let right = unquote(right.trim());
         let matches = |v: &&Value| match find(v, left) {
             Some(Value::String(s)) => s == right,
-            Some(other) => other.to_string() == right,
+            Some(other) => other.to_string().as_str() == right,
             None => false,
         };
         return node.as_array()?.iter().find(matches);

@@ -4,6 +4,8 @@
 
 mod pod;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use serde_json::{Map, Value, json};
 
 use crate::gvk::Gvk;
@@ -28,7 +30,7 @@ pub fn apply(gvk: &Gvk, object: &mut Value) {
         }
         ("", "v1", "Namespace") => namespace(object),
         ("", "v1", "Node") => node(object),
-        ("", "v1", "Secret") => text(object, "type", "Opaque"),
+        ("", "v1", "Secret") => secret(object),
         ("apps", "v1", "Deployment") => deployment(child(object, "spec")),
         ("apps", "v1", "ReplicaSet") => {
             let spec = child(object, "spec");
@@ -84,6 +86,18 @@ fn namespace(object: &mut Object) {
         child(child(object, "metadata"), "labels").insert("kubernetes.io/metadata.name".into(), name.into());
     }
     text(child(object, "status"), "phase", "Active");
+}
+
+/// `stringData` is only for writing: it becomes data.
+fn secret(object: &mut Object) {
+    text(object, "type", "Opaque");
+    if let Some(Value::Object(plain)) = object.remove("stringData") {
+        let data = child(object, "data");
+        for (key, value) in plain {
+            let encoded = STANDARD.encode(value.as_str().unwrap_or_default());
+            data.insert(key, encoded.into());
+        }
+    }
 }
 
 fn node(object: &mut Object) {

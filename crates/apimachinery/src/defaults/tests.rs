@@ -91,3 +91,12 @@ fn services_and_deployments() {
     );
     assert_eq!(recreate["spec"]["strategy"], json!({"type": "Recreate"}));
 }
+
+#[test]
+fn string_data_becomes_data() {
+    let secret = json!({"stringData": {"a": "x"}, "data": {"a": "b2xk", "b": "eQ=="}});
+    assert_eq!(
+        defaulted("", "Secret", secret),
+        json!({"type": "Opaque", "data": {"a": "eA==", "b": "eQ=="}})
+    );
+}

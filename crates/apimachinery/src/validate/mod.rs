@@ -46,10 +46,10 @@ pub fn update(gvk: &Gvk, new: &Value, old: &Value) -> Vec<FieldError> {
         ("apps", "v1", "Deployment" | "ReplicaSet") => {
             errors.immutable("spec.selector", &new["spec"]["selector"], &old["spec"]["selector"]);
         }
-        ("rbac.authorization.k8s.io", "v1", "RoleBinding" | "ClusterRoleBinding") => {
-            if new["roleRef"] != old["roleRef"] {
-                errors.invalid("roleRef", new["roleRef"].clone(), "cannot change roleRef");
-            }
+        ("rbac.authorization.k8s.io", "v1", "RoleBinding" | "ClusterRoleBinding")
+            if new["roleRef"] != old["roleRef"] =>
+        {
+            errors.invalid("roleRef", new["roleRef"].clone(), "cannot change roleRef");
         }
         ("discovery.k8s.io", "v1", "EndpointSlice") => {
             errors.immutable("addressType", &new["addressType"], &old["addressType"]);
