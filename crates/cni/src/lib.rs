@@ -3,7 +3,6 @@
 //! [`entry`] turns a process into an [`spec::Invocation`] and a [`conf::NetConf`]; [`plugin`] has the verbs;
 //! [`ipam`] reserves addresses ([`pool`], pure) that the wire server tells ([`wire`], [`http`]) and remembers them
 //! ([`store`]); [`transparent`] makes and removes links. What is printed is a [`result`] or a [`spec::Failure`].
-//! [`runtime`] is the callers' side: it runs a network list's plug-ins.
 
 pub mod conf;
 pub mod delegate;
@@ -13,7 +12,6 @@ pub mod ipam;
 pub mod plugin;
 pub mod pool;
 pub mod result;
-pub mod runtime;
 pub mod spec;
 pub mod store;
 mod sys;

@@ -6,16 +6,13 @@ use std::{
     io::{Read, Write},
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
     path::{Path, PathBuf},
+    process::{Command, Stdio},
     sync::Arc,
     time::Duration,
 };
 
-use cni::{
-    runtime::{NetworkList, Request, Runtime},
-    spec::Attachment,
-};
 use linux::netns;
-use serde_json::json;
+use serde_json::{Value, json};
 use service_proxy::{
     executor::Executor,
     plan::{PlanConfig, Scope, plan},
@@ -51,8 +48,8 @@ fn nic(key: &str, addresses: &[&str], kind: NicKind) -> NicSpec {
 }
 
 struct Machine {
+    name: &'static str,
     pin: PathBuf,
-    runtime: Runtime,
 }
 
 struct Pod {
@@ -61,44 +58,58 @@ struct Pod {
 }
 
 impl Machine {
-    fn boot(fabric: &Fabric, name: &str) -> Self {
+    fn boot(fabric: &Fabric, name: &'static str) -> Self {
         let pin = PathBuf::from(format!("/run/machines/{name}"));
         netns::create_named(&pin).unwrap();
         fabric.attach(name, &NetnsRef::Path(pin.clone()), "eth0").unwrap();
-        let list = json!({"cniVersion": "1.1.0", "name": "azure", "plugins": [
-            {"type": "azure-vnet", "mode": "transparent", "stateDir": format!("/run/state/{name}"),
-             "ipam": {"type": "azure-vnet-ipam"}}]});
-        let runtime = Runtime {
-            list: NetworkList::parse(list.to_string().as_bytes()).unwrap(),
-            plugin_dirs: vec![Path::new(env!("CARGO_BIN_EXE_azure-vnet")).parent().unwrap().to_owned()],
-            cache_dir: format!("/run/cache/{name}").into(),
+        Self { name, pin }
+    }
+
+    /// Runs the plug-in in this machine's namespace; its document, and whether it succeeded.
+    fn cni(&self, command: &str, pod: &str, more: &[(&str, Value)]) -> (bool, Value) {
+        let mut conf = json!({"cniVersion": "1.1.0", "name": "azure", "type": "azure-vnet", "mode": "transparent",
+            "stateDir": format!("/run/state/{}", self.name), "ipam": {"type": "azure-vnet-ipam"}});
+        more.iter().for_each(|(k, v)| conf[*k] = v.clone());
+        let run = || {
+            let mut child = Command::new(env!("CARGO_BIN_EXE_azure-vnet"))
+                .env_clear()
+                .envs([
+                    ("CNI_COMMAND", command),
+                    ("CNI_PATH", "/opt/cni/bin"),
+                    ("CNI_IFNAME", "eth0"),
+                ])
+                .envs([("CNI_CONTAINERID", pod), ("CNI_NETNS", &format!("/run/pods/{pod}"))])
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
+                .spawn()
+                .unwrap();
+            child
+                .stdin
+                .take()
+                .unwrap()
+                .write_all(conf.to_string().as_bytes())
+                .unwrap();
+            child.wait_with_output().unwrap()
         };
-        Self { pin, runtime }
-    }
-
-    fn run<T: Send>(&self, f: impl FnOnce() -> T + Send) -> T {
-        netns::run_in(&self.pin, f).unwrap()
-    }
-
-    fn request(name: &str) -> Request {
-        let netns = Some(PathBuf::from(format!("/run/pods/{name}")));
-        Request {
-            container_id: name.into(),
-            ifname: "eth0".into(),
-            netns,
-            ..Request::default()
-        }
+        let out = netns::run_in(&self.pin, run).unwrap();
+        (
+            out.status.success(),
+            serde_json::from_slice(&out.stdout).unwrap_or_default(),
+        )
     }
 
     fn pod(&self, name: &str) -> Pod {
-        let request = Self::request(name);
-        let pin = request.netns.clone().unwrap();
+        let pin = PathBuf::from(format!("/run/pods/{name}"));
         netns::create_named(&pin).unwrap();
-        let result = self.run(|| self.runtime.add(&request)).unwrap();
-        self.run(|| self.runtime.check(&request)).unwrap();
-        let std::net::IpAddr::V4(address) = result.ips[0].address.addr() else {
-            panic!("{result:?}")
-        };
+        let (ok, result) = self.cni("ADD", name, &[]);
+        assert!(ok, "{result}");
+        let address = result["ips"][0]["address"]
+            .as_str()
+            .unwrap()
+            .trim_end_matches("/32")
+            .parse()
+            .unwrap();
+        assert!(self.cni("CHECK", name, &[("prevResult", result)]).0);
         Pod { pin, address }
     }
 }
@@ -171,11 +182,14 @@ fn pods_of_two_machines_and_groups_reach_each_other_and_services() {
         netns::create_named(&g).unwrap();
         fabric.attach("g", &NetnsRef::Path(g.clone()), "eth0").unwrap();
 
-        a.run(|| a.runtime.status()).unwrap();
+        assert!(a.cni("STATUS", "-", &[]).0);
         let (p, q, r) = (a.pod("p"), a.pod("q"), b.pod("r"));
         assert_eq!([p.address, q.address, r.address].map(|a| a.octets()[3]), [20, 21, 30]);
-        let full = a.run(|| a.runtime.status()).unwrap_err().to_string();
-        assert!(full.contains("code 50") && full.contains("2 of 2"), "{full}");
+        let (ok, full) = a.cni("STATUS", "-", &[]);
+        assert!(
+            !ok && full["code"] == 50 && full.to_string().contains("2 of 2"),
+            "{full}"
+        );
 
         for (pod, name) in [(&p, "p"), (&q, "q"), (&r, "r")] {
             serve(&pod.pin, 8080, name);
@@ -243,16 +257,13 @@ fn pods_of_two_machines_and_groups_reach_each_other_and_services() {
         assert_eq!(spoofed, 0);
 
         // What a node agent does at its start: keep the living, release the rest.
-        let keep = Attachment {
-            container_id: "p".into(),
-            ifname: "eth0".into(),
-        };
-        a.run(|| a.runtime.gc(&[keep])).unwrap();
+        let keep = json!([{"containerID": "p", "ifname": "eth0"}]);
+        assert!(a.cni("GC", "-", &[("cni.dev/valid-attachments", keep)]).0);
         assert!(ask(&p.pin, &format!("{}:8080", r.address)).is_ok());
         assert!(ask(&p.pin, &format!("{}:8080", q.address)).is_err());
-        a.run(|| a.runtime.del(&Machine::request("q"))).unwrap();
-        a.run(|| a.runtime.del(&Machine::request("p"))).unwrap();
-        a.run(|| a.runtime.status()).unwrap();
+        for (command, pod) in [("DEL", "q"), ("DEL", "p"), ("STATUS", "-")] {
+            assert!(a.cni(command, pod, &[]).0, "{command}");
+        }
         vnet::teardown("t", Path::new("/run/t")).unwrap();
     };
     if let Err(panic) = std::thread::spawn(body).join() {
