@@ -109,9 +109,13 @@ impl<K: Hash + Eq + Clone> Queue<K> {
         }
     }
 
-    /// Queues the key unless it waits already. A key being worked on runs once more afterwards.
+    /// Queues the key unless it waits already. A key being worked on runs once more afterwards. A closed queue takes
+    /// nothing.
     pub fn add(&self, key: K) {
         let mut state = self.inner.state.lock();
+        if state.closed {
+            return;
+        }
         state.counters.added += 1;
         if state.offer(key) {
             drop(state);
@@ -125,6 +129,9 @@ impl<K: Hash + Eq + Clone> Queue<K> {
             return self.add(key);
         }
         let mut state = self.inner.state.lock();
+        if state.closed {
+            return;
+        }
         state.counters.added += 1;
         state.delay(key, delay);
         drop(state);

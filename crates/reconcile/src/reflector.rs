@@ -152,6 +152,7 @@ impl Reflector {
             .collect::<Result<Vec<_>, _>>()
             .map_err(decode)?;
         self.store.replace(entries);
+        self.store.reached(&list.metadata.resource_version);
         Ok(list.metadata.resource_version)
     }
 
@@ -191,10 +192,12 @@ impl Reflector {
                     } else {
                         self.store.apply(entry);
                     }
+                    self.store.reached(version);
                 }
                 "BOOKMARK" => {
                     let mark: Bookmark = serde_json::from_str(frame.object.get()).map_err(decode)?;
                     *version = mark.metadata.resource_version;
+                    self.store.reached(version);
                 }
                 "ERROR" => {
                     let status: ApiStatus = serde_json::from_str(frame.object.get()).map_err(decode)?;

@@ -265,6 +265,7 @@ pub struct Store {
     handlers: Mutex<Vec<Handler>>,
     recent: Mutex<VecDeque<Arc<dyn Any + Send + Sync>>>,
     undecodable: AtomicU64,
+    version: AtomicU64,
 }
 
 impl fmt::Debug for Store {
@@ -408,6 +409,22 @@ impl Store {
             .filter_map(|key| state.objects.get(key))
             .cloned()
             .collect()
+    }
+
+    /// Says that everything up to this resource version has been applied.
+    pub(crate) fn reached(&self, version: &str) {
+        if let Ok(version) = version.parse() {
+            self.version.fetch_max(version, Ordering::AcqRel);
+        }
+    }
+
+    /// Whether the store knows of a write that returned this uid and version, even if the object is gone since.
+    /// Resource versions are compared as numbers, which the API promises since 1.35.
+    pub fn has_seen(&self, uid: &str, version: &str) -> bool {
+        let reached = version
+            .parse::<u64>()
+            .is_ok_and(|version| self.version.load(Ordering::Acquire) >= version);
+        reached || (version.is_empty() && self.by_uid(uid).is_some())
     }
 
     /// Number of objects.
