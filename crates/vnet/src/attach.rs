@@ -1,4 +1,4 @@
-//! Plugging a NIC into a namespace, and unplugging it.
+//! Plugging a NIC into a namespace.
 //!
 //! The veth's end in the virtual network has the router's MAC; its other end is born in the target with the NIC's MAC,
 //! address and a default route by the subnet's gateway, which is a permanent neighbour: nothing ever asks by ARP.
@@ -105,11 +105,6 @@ pub fn plug(vnet: &mut Route, port: &Port<'_>, target: &NetNs, ifname: &str) -> 
         Request::add_route(&RouteEntry::via_gateway(Ipv4Net::default(), link, router).with_source(primary)),
     ])?;
     Ok(())
-}
-
-/// Removes the NIC's port, and with it the end in the other namespace. Success if it is not plugged.
-pub fn unplug(vnet: &mut Route, nic: &str) -> Result<(), Error> {
-    Ok(vnet.run(Request::delete_link_named(&nic_link(nic)))?)
 }
 
 fn permanent(link: u32, address: IpAddr, mac: Mac) -> Neighbour {

@@ -1,8 +1,10 @@
 //! Makes a namespace hold what its plan says: reads what is there, sends only the differences.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
 
 use ipnet::IpNet;
+use linux::conntrack::Conntrack;
 use linux::netlink::{Address, Link, Neighbour, Request, Route, RouteEntry, RouteKind};
 use linux::netns::NetNs;
 use linux::nft::{Change, Nft, Table};
@@ -29,16 +31,36 @@ pub struct Handles {
     pub ns: NetNs,
     pub route: Route,
     pub nft: Nft,
+    conntrack: Conntrack,
 }
 
 impl Handles {
     pub fn open(ns: NetNs) -> Result<Self, Error> {
-        let (route, nft) = ns.run(|| (Route::open(), Nft::open()))?;
+        let (route, nft, conntrack) = ns.run(|| (Route::open(), Nft::open(), Conntrack::open()))?;
         Ok(Self {
             ns,
             route: route?,
             nft: nft?,
+            conntrack: conntrack?,
         })
+    }
+
+    /// Deletes the ports that `stale` picks, and every connection of `addresses`: the next owner of an address shall not
+    /// inherit any. Returns the number of ports.
+    pub fn delete_ports(
+        &mut self,
+        stale: impl Fn(&str) -> bool,
+        addresses: &BTreeSet<Ipv4Addr>,
+    ) -> Result<usize, Error> {
+        let links = self.route.links()?;
+        let requests: Vec<Request> = links
+            .iter()
+            .filter(|l| stale(&l.name))
+            .map(|l| Request::delete_link(l.index))
+            .collect();
+        self.route.run_all(&requests)?;
+        self.conntrack.forget(addresses)?;
+        Ok(requests.len())
     }
 }
 

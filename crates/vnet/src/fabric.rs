@@ -1,7 +1,7 @@
 //! The data plane of one instance on this host.
 
-use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -128,8 +128,10 @@ impl Fabric {
             host_plan,
             edge,
             vnets,
+            spec: last,
             ..
         } = state;
+        let last: BTreeMap<&str, &VnetSpec> = last.vnets.iter().map(|v| (v.key.as_str(), v)).collect();
         let Some(edge) = edge else {
             return Err(Error::UnknownVnet { key: "edge".to_owned() });
         };
@@ -150,10 +152,10 @@ impl Fabric {
                 (space.plan, edge.plan) = (None, None);
             }
             report.changes += joined;
-            report.changes += unplug_strangers(&mut space.handles.route, vnet)?;
+            report.changes += unplug_strangers(&mut space.handles, last.get(vnet.key.as_str()).copied(), vnet)?;
             report.changes += space.bring_to(plan_vnet(vnet, &spec.edge, *slot), Scope::All)?;
         }
-        report.changes += part_strangers(&mut edge.handles.route, spec)?;
+        report.changes += part_strangers(&mut edge.handles, spec)?;
         report.changes += edge.bring_to(plan_edge(spec, &slots, uplink.is_some()), Scope::All)?;
         let plan = plan_host(spec, uplink.as_deref());
         if host_plan.as_ref() != Some(&plan) {
@@ -195,13 +197,17 @@ impl Fabric {
     pub fn detach(&self, nic: &str) -> Result<(), Error> {
         let mut state = self.state.lock();
         let State { vnets, spec, .. } = &mut *state;
-        let Some((vnet, _)) = find_nic(spec, nic) else {
+        let Some((vnet, nic)) = find_nic(spec, nic) else {
             return Ok(());
         };
-        match vnets.get_mut(&vnet.key) {
-            Some(space) => attach::unplug(&mut space.handles.route, nic),
-            None => Ok(()),
-        }
+        let Some(space) = vnets.get_mut(&vnet.key) else {
+            return Ok(());
+        };
+        let port = nic_link(&nic.key);
+        space
+            .handles
+            .delete_ports(|name| name == port, &nic.addresses().collect())
+            .map(drop)
     }
 
     /// Keys of the NICs that are plugged in.
@@ -533,27 +539,23 @@ fn join_vnet(edge: &mut Route, vnet: &mut Handles, key: &str) -> Result<usize, E
     )
 }
 
-/// Removes ports of NICs that the spec no longer has.
-fn unplug_strangers(route: &mut Route, vnet: &VnetSpec) -> Result<usize, Error> {
-    let known: Vec<String> = vnet.nics.iter().map(|n| nic_link(&n.key)).collect();
-    delete_links(route, |name| is_nic_link(name) && !known.iter().any(|k| k == name))
+/// Removes ports of NICs that the spec no longer has; `last` is the network as applied before.
+fn unplug_strangers(handles: &mut Handles, last: Option<&VnetSpec>, vnet: &VnetSpec) -> Result<usize, Error> {
+    let known: BTreeSet<String> = vnet.nics.iter().map(|n| nic_link(&n.key)).collect();
+    let held: BTreeSet<Ipv4Addr> = last
+        .into_iter()
+        .flat_map(|v| &v.nics)
+        .flat_map(|n| n.addresses())
+        .collect();
+    let kept: BTreeSet<Ipv4Addr> = vnet.nics.iter().flat_map(|n| n.addresses()).collect();
+    let released = held.difference(&kept).copied().collect();
+    handles.delete_ports(|name| is_nic_link(name) && !known.contains(name), &released)
 }
 
 /// Removes the edge's links to virtual networks that the spec no longer has.
-fn part_strangers(route: &mut Route, spec: &FabricSpec) -> Result<usize, Error> {
-    let known: Vec<String> = spec.vnets.iter().map(|v| vnet_link(&v.key)).collect();
-    delete_links(route, |name| is_vnet_link(name) && !known.iter().any(|k| k == name))
-}
-
-fn delete_links(route: &mut Route, stale: impl Fn(&str) -> bool) -> Result<usize, Error> {
-    let requests: Vec<Request> = route
-        .links()?
-        .iter()
-        .filter(|l| stale(&l.name))
-        .map(|l| Request::delete_link(l.index))
-        .collect();
-    route.run_all(&requests)?;
-    Ok(requests.len())
+fn part_strangers(edge: &mut Handles, spec: &FabricSpec) -> Result<usize, Error> {
+    let known: BTreeSet<String> = spec.vnets.iter().map(|v| vnet_link(&v.key)).collect();
+    edge.delete_ports(|name| is_vnet_link(name) && !known.contains(name), &BTreeSet::new())
 }
 
 /// Switches forwarding on for the uplink alone and notes its former value in the host link's alias; puts it back when

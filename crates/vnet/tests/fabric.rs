@@ -202,6 +202,7 @@ fn the_wire_server_and_dns_know_their_caller() {
                 "{name}"
             );
         }
+        assert_eq!(a.run(|| resolve_by_stream("b")), (0, vec!["10.1.0.5".parse().unwrap()]));
         assert_eq!(
             a.run(|| resolve("api.example")).1,
             ["198.19.0.1".parse::<std::net::IpAddr>().unwrap()]
@@ -502,5 +503,66 @@ fn an_offline_host_has_no_uplink_and_that_is_fine() {
         assert_eq!(fabric.apply(&spec).unwrap().uplink, None);
         spec.edge.uplink = Uplink::Link("absent".into());
         assert!(matches!(fabric.apply(&spec), Err(Error::NoUplink { .. })));
+    });
+}
+
+#[test]
+fn other_names_are_asked_from_the_hosts_resolver() {
+    on_a_host(|| {
+        let runtime = runtime();
+        let (fabric, mut spec, a, _b) = two_machines();
+        fabric.serve(runtime.handle());
+        // A resolver of the host that knows one address for every name.
+        let resolver = std::net::UdpSocket::bind("127.0.0.1:53").unwrap();
+        std::thread::spawn(move || {
+            let mut buffer = [0; 512];
+            while let Ok((length, peer)) = resolver.recv_from(&mut buffer) {
+                let mut reply = buffer[..length].to_vec();
+                (reply[2], reply[3], reply[7]) = (0x81, 0x80, 1);
+                reply.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 9, 0, 4, 192, 0, 2, 80]);
+                resolver.send_to(&reply, peer).unwrap();
+            }
+        });
+        spec.edge.resolvers = vec!["127.0.0.1".parse().unwrap()];
+        fabric.apply(&spec).unwrap();
+        assert_eq!(
+            a.run(|| resolve("example.org")),
+            (0, vec!["192.0.2.80".parse().unwrap()])
+        );
+        assert_eq!(a.run(|| resolve("b")), (0, vec!["10.1.0.5".parse().unwrap()]));
+        // One that does not listen: the failure comes at once.
+        spec.edge.resolvers = vec!["127.0.0.2".parse().unwrap()];
+        fabric.apply(&spec).unwrap();
+        assert_eq!(a.run(|| resolve("example.org")).0, 2);
+    });
+}
+
+#[test]
+fn connections_of_a_nic_end_with_it() {
+    on_a_host(|| {
+        let (fabric, mut spec, a, b) = two_machines();
+        let listener = b.run(|| std::net::UdpSocket::bind("10.1.0.5:9").unwrap());
+        let talk = || {
+            a.run(|| {
+                std::net::UdpSocket::bind("10.1.0.4:9")
+                    .unwrap()
+                    .send_to(b"x", "10.1.0.5:9")
+                    .unwrap()
+            });
+            listener.recv_from(&mut [0; 8]).unwrap();
+        };
+        let forget = |address: &str| {
+            let ns = linux::netns::open(&fabric.vnet_netns("v1")).unwrap();
+            let mut conntrack = linux::conntrack::Conntrack::open_in(&ns).unwrap();
+            conntrack
+                .forget(&std::collections::BTreeSet::from([ip(address)]))
+                .unwrap()
+        };
+        talk();
+        assert_eq!(forget("10.1.0.5"), 1);
+        talk();
+        spec.vnets[0].nics.remove(1);
+        fabric.apply(&spec).unwrap();
+        assert_eq!((forget("10.1.0.5"), forget("10.1.0.4")), (0, 0));
     });
 }

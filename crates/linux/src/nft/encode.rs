@@ -13,7 +13,7 @@ const VERDICT_REG: u32 = 0;
 
 /// Builds nested attributes into one buffer.
 #[derive(Default)]
-pub(super) struct Attributes(pub Vec<u8>);
+pub(crate) struct Attributes(pub Vec<u8>);
 
 impl Attributes {
     pub fn bytes(&mut self, kind: u16, value: &[u8]) -> &mut Self {

@@ -19,6 +19,7 @@ mod model;
 mod rule;
 
 pub use batch::Batch;
+pub(crate) use encode::Attributes;
 pub use model::{
     Chain, ChainKind, Datum, Element, Family, Field, Hook, HookPoint, ICMP, Set, TCP, Table, UDP, Value, ValueType,
     Verdict,
@@ -257,7 +258,7 @@ fn kind(message: u8) -> u16 {
     SUBSYSTEM << 8 | u16::from(message)
 }
 
-fn frame(out: &mut Vec<u8>, kind: u16, flags: u16, sequence: u32, family: u8, resource: u16, body: &[u8]) {
+pub(crate) fn frame(out: &mut Vec<u8>, kind: u16, flags: u16, sequence: u32, family: u8, resource: u16, body: &[u8]) {
     let size = (16 + 4 + body.len()) as u32;
     out.extend(size.to_ne_bytes());
     out.extend(kind.to_ne_bytes());

@@ -142,35 +142,58 @@ pub fn get(to: &str, path: &str) -> String {
     answer
 }
 
-/// Asks the virtual network's DNS for an address by datagram: response code and addresses.
-pub fn resolve(name: &str) -> (u8, Vec<IpAddr>) {
+/// A question for an address.
+pub fn question(name: &str) -> Vec<u8> {
     let mut question = vec![0x12, 0x34, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
     for label in name.split('.') {
         question.push(label.len() as u8);
         question.extend(label.as_bytes());
     }
     question.extend([0, 0, 1, 0, 1]);
+    question
+}
+
+/// Response code and addresses of an answer to `question`.
+fn answer(question: &[u8], answer: &[u8]) -> (u8, Vec<IpAddr>) {
+    let mut at = question.len();
+    let mut addresses = Vec::new();
+    for _ in 0..u16::from_be_bytes([answer[6], answer[7]]) {
+        // A compressed name, type, class, time, length, address.
+        at += 12;
+        addresses.push(IpAddr::from([
+            answer[at],
+            answer[at + 1],
+            answer[at + 2],
+            answer[at + 3],
+        ]));
+        at += 4;
+    }
+    (answer[3] & 15, addresses)
+}
+
+/// Asks the virtual network's DNS by datagram: response code and addresses.
+pub fn resolve(name: &str) -> (u8, Vec<IpAddr>) {
+    let question = question(name);
     let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
     socket.set_read_timeout(Some(Duration::from_secs(3))).unwrap();
     socket.send_to(&question, "168.63.129.16:53").unwrap();
     let mut buffer = [0; 512];
     let length = socket.recv(&mut buffer).unwrap();
-    let answers = u16::from_be_bytes([buffer[6], buffer[7]]);
-    let mut at = question.len();
-    let mut addresses = Vec::new();
-    for _ in 0..answers {
-        // A compressed name, type, class, time, length, address.
-        at += 12;
-        addresses.push(IpAddr::from([
-            buffer[at],
-            buffer[at + 1],
-            buffer[at + 2],
-            buffer[at + 3],
-        ]));
-        at += 4;
-    }
-    assert!(at <= length);
-    (buffer[3] & 15, addresses)
+    answer(&question, &buffer[..length])
+}
+
+/// The same by stream.
+pub fn resolve_by_stream(name: &str) -> (u8, Vec<IpAddr>) {
+    let question = question(name);
+    let mut stream = TcpStream::connect("168.63.129.16:53").unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(3))).unwrap();
+    stream.write_all(&(question.len() as u16).to_be_bytes()).unwrap();
+    stream.write_all(&question).unwrap();
+    let mut length = [0; 2];
+    stream.read_exact(&mut length).unwrap();
+    let mut buffer = vec![0; usize::from(u16::from_be_bytes(length))];
+    stream.read_exact(&mut buffer).unwrap();
+    answer(&question, &buffer)
 }
 
 pub fn tool(program: &str, arguments: &[&str]) -> String {
