@@ -148,9 +148,24 @@ impl Errors {
     }
 
     fn immutable(&mut self, path: &str, new: &Value, old: &Value) {
-        if new != old {
+        if !same(new, old) {
             self.invalid(path, new.clone(), "field is immutable");
         }
+    }
+}
+
+/// Equality that does not tell an empty list, or null, from an absent field.
+fn same(a: &Value, b: &Value) -> bool {
+    let empty = |v: &Value| v.is_null() || v.as_array().is_some_and(Vec::is_empty);
+    match (a, b) {
+        _ if empty(a) || empty(b) => empty(a) && empty(b),
+        (Value::Object(x), Value::Object(y)) => {
+            let null = Value::Null;
+            x.iter().all(|(k, v)| same(v, y.get(k).unwrap_or(&null)))
+                && y.iter().all(|(k, v)| x.contains_key(k) || empty(v))
+        }
+        (Value::Array(x), Value::Array(y)) => x.len() == y.len() && x.iter().zip(y).all(|(a, b)| same(a, b)),
+        _ => a == b,
     }
 }
 

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{Errors, list, service, text};
+use super::{Errors, list, same, service, text};
 
 pub(super) fn pod(errors: &mut Errors, new: &Value, old: &Value) {
     for field in ["containers", "initContainers"] {
@@ -59,7 +59,7 @@ pub(super) fn pod(errors: &mut Errors, new: &Value, old: &Value) {
         copy(&mut rest, old, "nodeSelector");
         copy(&mut rest, old, "affinity");
     }
-    if rest != *old {
+    if !same(&rest, old) {
         let detail = "pod updates may not change fields other than `spec.containers[*].image`,\
                       `spec.initContainers[*].image`,`spec.activeDeadlineSeconds`,\
                       `spec.tolerations` (only additions to existing tolerations),\
