@@ -233,6 +233,7 @@ impl Cluster {
             cluster: cluster.config.name.clone(),
             source,
         })?;
+        tokio::spawn(crate::expiry::run(Arc::downgrade(&cluster), cluster.shutdown.clone()));
         Ok(cluster)
     }
 

@@ -13,6 +13,7 @@ mod auth;
 mod cluster;
 mod dialer;
 mod events;
+mod expiry;
 mod fields;
 mod handlers;
 mod metrics;
@@ -26,7 +27,6 @@ mod respond;
 mod router;
 mod server;
 mod strategy;
-mod validate;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

@@ -64,7 +64,7 @@ pub fn handle(
                     .metrics
                     .objects
                     .get_or_create(&labels)
-                    .set(resource.len() as i64);
+                    .set(resource.count() as i64);
             }
             let text = cluster.metrics.text();
             Ok(respond::bytes(

@@ -124,12 +124,8 @@ impl Resource {
     }
 
     /// Number of objects.
-    pub fn len(&self) -> usize {
+    pub fn count(&self) -> usize {
         self.state.read().objects.len()
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
     }
 
     /// Revision of the newest change.

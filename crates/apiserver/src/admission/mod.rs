@@ -6,6 +6,7 @@
 
 mod namespace;
 mod pod;
+mod rbac;
 mod service;
 
 use std::sync::Arc;
@@ -68,6 +69,7 @@ pub fn mutate(cx: &Context, operation: Operation, old: Option<&Value>, new: &mut
 /// Refuses what must not happen.
 pub fn validate(cx: &Context, operation: Operation, old: Option<&Value>, new: &Value) -> Result<(), Status> {
     namespace::check(cx, operation)?;
+    rbac::check(cx, operation, old, new)?;
     node::restrict(cx, operation, old, new)
 }
 

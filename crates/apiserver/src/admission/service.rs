@@ -87,6 +87,9 @@ pub fn complete(cx: &Context, old: Option<&Value>, service: &mut Value) -> Resul
     };
     let kind = text(spec, "type").unwrap_or("ClusterIP").to_owned();
     let old_spec = old.and_then(|o| o["spec"].as_object());
+    if let Some(old) = old_spec {
+        drop_stale(&kind, old, spec);
+    }
     if kind == "ExternalName" {
         for key in [
             "clusterIP",
@@ -110,9 +113,6 @@ pub fn complete(cx: &Context, old: Option<&Value>, service: &mut Value) -> Resul
             .unwrap_or(true),
         _ => false,
     };
-    if kind == "ClusterIP" && old_spec.is_some_and(|o| text(o, "type") != Some("ClusterIP")) {
-        drop_node_ports(spec);
-    }
     if wants_ports {
         node_ports(cx, old_spec, spec).map_err(&invalid)?;
     }
@@ -131,6 +131,30 @@ pub fn complete(cx: &Context, old: Option<&Value>, service: &mut Value) -> Resul
         spec.remove("healthCheckNodePort");
     }
     Ok(())
+}
+
+/// Drops what belongs to the old type and was merely sent back unchanged.
+fn drop_stale(kind: &str, old: &Map<String, Value>, spec: &mut Map<String, Value>) {
+    let external = matches!(kind, "NodePort" | "LoadBalancer");
+    let mut fields = Vec::new();
+    if !external {
+        fields.push("externalTrafficPolicy");
+    }
+    if kind != "LoadBalancer" {
+        fields.extend([
+            "allocateLoadBalancerNodePorts",
+            "loadBalancerClass",
+            "healthCheckNodePort",
+        ]);
+    }
+    for field in fields {
+        if spec.get(field) == old.get(field) {
+            spec.remove(field);
+        }
+    }
+    if !external && ports_of(spec).iter().all(|p| ports_of(old).contains(p)) {
+        drop_node_ports(spec);
+    }
 }
 
 fn text<'a>(map: &'a Map<String, Value>, key: &str) -> Option<&'a str> {

@@ -16,7 +16,7 @@ use apimachinery::status::Status;
 use crate::cluster::Cluster;
 use crate::request::{Query, RequestInfo};
 
-pub use rbac::Rbac;
+pub use rbac::{Rbac, Rule, rules_of};
 
 pub const MASTERS: &str = "system:masters";
 pub const AUTHENTICATED: &str = "system:authenticated";

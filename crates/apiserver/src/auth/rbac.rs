@@ -47,6 +47,74 @@ impl Rule {
         }
     }
 
+    /// The rule that permits everything on resources and paths.
+    pub fn everything() -> Self {
+        let all = || vec!["*".to_owned()];
+        Rule {
+            verbs: all(),
+            api_groups: all(),
+            resources: all(),
+            resource_names: Vec::new(),
+            urls: all(),
+        }
+    }
+
+    /// The rule cut into rules of one verb on one resource or path.
+    pub fn atoms(&self) -> Vec<Rule> {
+        let one = |s: &str| vec![s.to_owned()];
+        let mut atoms = Vec::new();
+        for verb in &self.verbs {
+            for url in &self.urls {
+                atoms.push(Rule {
+                    verbs: one(verb),
+                    urls: one(url),
+                    ..Rule::default()
+                });
+            }
+            for group in &self.api_groups {
+                for resource in &self.resources {
+                    let rule = Rule {
+                        verbs: one(verb),
+                        api_groups: one(group),
+                        resources: one(resource),
+                        ..Rule::default()
+                    };
+                    match self.resource_names.as_slice() {
+                        [] => atoms.push(rule),
+                        names => {
+                            atoms.extend(names.iter().map(|n| Rule {
+                                resource_names: one(n),
+                                ..rule.clone()
+                            }));
+                        }
+                    }
+                }
+            }
+        }
+        atoms
+    }
+
+    /// Whether this rule gives all that an atom of another gives.
+    pub fn covers(&self, atom: &Rule) -> bool {
+        let has = |mine: &[String], theirs: &[String]| theirs.iter().all(|t| mine.iter().any(|m| m == "*" || m == t));
+        let resource = atom.resources.iter().all(|t| {
+            self.resources.iter().any(|m| {
+                m == "*"
+                    || m == t
+                    || t.split_once('/')
+                        .is_some_and(|(_, sub)| m.strip_prefix("*/") == Some(sub))
+            })
+        });
+        let url = atom.urls.iter().all(|t| {
+            self.urls
+                .iter()
+                .any(|m| m == t || m.strip_suffix('*').is_some_and(|prefix| t.starts_with(prefix)))
+        });
+        let names = self.resource_names.is_empty()
+            || (!atom.resource_names.is_empty() && has(&self.resource_names, &atom.resource_names));
+        has(&self.verbs, &atom.verbs) && has(&self.api_groups, &atom.api_groups) && resource && url && names
+    }
+
     /// Whether the rule permits the request.
     pub fn permits(&self, a: &Attributes) -> bool {
         let has = |list: &[String], item: &str| list.iter().any(|x| x == "*" || x == item);
@@ -82,6 +150,20 @@ struct Grant {
 struct Index {
     built_for: [u64; 4],
     grants: HashMap<String, Vec<Grant>>,
+}
+
+impl std::fmt::Display for Rule {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if self.urls.is_empty() {
+            write!(f, "{{APIGroups:{:?}, Resources:{:?}", self.api_groups, self.resources)?;
+            if !self.resource_names.is_empty() {
+                write!(f, ", ResourceNames:{:?}", self.resource_names)?;
+            }
+        } else {
+            write!(f, "{{NonResourceURLs:{:?}", self.urls)?;
+        }
+        write!(f, ", Verbs:{:?}}}", self.verbs)
+    }
 }
 
 /// The evaluator of one cluster.

@@ -2,9 +2,8 @@
 
 use std::sync::Arc;
 
-use crate::validate;
 use apimachinery::status::Status;
-use apimachinery::{defaults, meta};
+use apimachinery::{defaults, meta, validate};
 use http::{Response, StatusCode};
 use serde_json::{Value, json};
 
@@ -93,7 +92,11 @@ async fn once(cx: &Context, mut value: Value, dry_run: bool) -> Result<(Arc<Obje
     admission::mutate(cx, Operation::Create, None, &mut value)?;
     defaults::apply(&info.gvk, &mut value);
     strategy::finish_create(&cx.served, &mut value);
-    let errors = validate::create(&info.gvk, &value);
+    let errors = if info.custom {
+        validate::custom(&cx.cluster.table, &info.gvk, &value, None)
+    } else {
+        validate::create(&info.gvk, &value)
+    };
     if !errors.is_empty() {
         return Err(Status::invalid(&info.gvk, meta::name(&value), &errors));
     }

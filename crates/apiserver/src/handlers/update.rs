@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use crate::validate;
 use apimachinery::codec;
+use apimachinery::field::FieldError;
 use apimachinery::status::Status;
-use apimachinery::{defaults, meta, patch};
+use apimachinery::{defaults, meta, patch, validate};
 use http::{Response, StatusCode};
 use serde_json::Value;
 
@@ -152,7 +152,11 @@ pub async fn modify(
         defaults::apply(&cx.served.info.gvk, &mut new);
         admission::mutate(cx, Operation::Update(part), Some(&current), &mut new)?;
         strategy::bump_generation(&cx.served, &current, &mut new);
-        let errors = validate::update(&cx.served.info.gvk, &new, &current);
+        // What the server itself changes (a binding) may touch fields that clients may not.
+        let errors = match part {
+            Part::Internal => Vec::new(),
+            _ => check_update(cx, &new, &current),
+        };
         if !errors.is_empty() {
             return Err(Status::invalid(&cx.served.info.gvk, name, &errors));
         }
@@ -179,4 +183,13 @@ pub async fn modify(
         }
     }
     Err(Status::internal("unreachable: attempts are bounded"))
+}
+
+fn check_update(cx: &Context, new: &Value, old: &Value) -> Vec<FieldError> {
+    let gvk = &cx.served.info.gvk;
+    if cx.served.info.custom {
+        validate::custom(&cx.cluster.table, gvk, new, Some(old))
+    } else {
+        validate::update(gvk, new, old)
+    }
 }
