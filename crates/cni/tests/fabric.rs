@@ -4,7 +4,7 @@
 use std::{
     collections::BTreeSet,
     io::{Read, Write},
-    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
+    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     path::{Path, PathBuf},
     process::{Command, Stdio},
     sync::Arc,
@@ -12,16 +12,21 @@ use std::{
 };
 
 use linux::netns;
+use parking_lot::RwLock;
 use serde_json::{Value, json};
 use service_proxy::{
+    dns::{Server, ServerConfig, Zone, server::Sockets},
     executor::Executor,
     plan::{PlanConfig, Scope, plan},
     world::World,
 };
+use stdx::Shutdown;
 use vnet::{Fabric, NetnsRef};
 use vnet_model::{
     Mac,
-    fabric::{ClusterServicesSpec, EdgeSpec, FabricSpec, IpConfigSpec, NicKind, NicSpec, SubnetSpec, VnetSpec},
+    fabric::{
+        ClusterServicesSpec, DnsSpec, EdgeSpec, FabricSpec, IpConfigSpec, NicKind, NicSpec, SubnetSpec, VnetSpec,
+    },
 };
 
 const WAIT: Duration = Duration::from_secs(3);
@@ -43,7 +48,7 @@ fn nic(key: &str, addresses: &[&str], kind: NicKind) -> NicSpec {
         subnet: "nodes".into(),
         ip_configs,
         kind,
-        host_name: None,
+        host_name: Some(key.into()),
     }
 }
 
@@ -138,6 +143,26 @@ fn ask(netns: &Path, to: &str) -> std::io::Result<String> {
     .unwrap()
 }
 
+/// Response code and number of answers.
+fn resolve(netns: &Path, name: &str) -> (u8, u8) {
+    let mut query = vec![0, 7, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
+    for label in name.split('.') {
+        query.push(label.len() as u8);
+        query.extend(label.as_bytes());
+    }
+    query.extend([0, 0, 1, 0, 1]);
+    let ask = || {
+        let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+        socket.set_read_timeout(Some(WAIT)).unwrap();
+        socket.connect("10.0.0.10:53").unwrap();
+        socket.send(&query).unwrap();
+        let mut buffer = [0; 512];
+        socket.recv(&mut buffer).unwrap();
+        (buffer[3] & 15, buffer[7])
+    };
+    netns::run_in(netns, ask).unwrap()
+}
+
 #[test]
 fn pods_of_two_machines_and_groups_reach_each_other_and_services() {
     let body = || {
@@ -165,6 +190,10 @@ fn pods_of_two_machines_and_groups_reach_each_other_and_services() {
                     dns_service_ip: Ipv4Addr::new(10, 0, 0, 10),
                     dns_port: 5300,
                 }],
+                dns: DnsSpec {
+                    suffix: "internal".into(),
+                    records: vec![],
+                },
                 ..VnetSpec::default()
             }],
             edge: EdgeSpec::default(),
@@ -247,6 +276,29 @@ fn pods_of_two_machines_and_groups_reach_each_other_and_services() {
             ask(&g, "10.0.0.1:81").unwrap_err().kind(),
             std::io::ErrorKind::ConnectionRefused
         );
+        // The group's queries to the cluster's DNS address are led to the server inside the VNet's namespace.
+        let _inside = servers.enter();
+        let sockets = Sockets { netns: Some(v.clone()) };
+        let listen: SocketAddr = "168.63.129.16:5300".parse().unwrap();
+        let config = ServerConfig {
+            udp: sockets.udp(listen).unwrap(),
+            tcp: sockets.tcp(listen).unwrap(),
+            sockets,
+            upstream: Some("168.63.129.16:53".parse().unwrap()),
+            upstream_wait: Duration::from_secs(1),
+        };
+        let zone = Arc::new(RwLock::new(Arc::new(Zone::new("cluster.local", &world))));
+        let stop = Shutdown::new();
+        servers.spawn(Server::new(config, zone).run(stop.clone()));
+        assert_eq!(resolve(&g, "web.d.svc.cluster.local"), (0, 1));
+        assert_eq!(resolve(&g, "nope.d.svc.cluster.local"), (3, 0));
+        assert_eq!(
+            resolve(&g, "a.internal"),
+            (0, 1),
+            "the VNet's own names come from its resolver"
+        );
+        stop.trigger();
+
         let spoofed: u64 = fabric
             .drops()
             .unwrap()

@@ -33,6 +33,8 @@ use crate::{
 const QUIET: Duration = Duration::from_millis(20);
 /// How often the kernel's table is compared with the plan although nothing changed.
 const VERIFY_EVERY: Duration = Duration::from_secs(30);
+/// For tasks to end after the shutdown.
+const STOP_PATIENCE: Duration = Duration::from_secs(1);
 /// After a failed application.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
@@ -95,7 +97,7 @@ pub async fn run(config: ProxyConfig) -> Result<(), RunError> {
     let shutdown = config.shutdown.clone();
     let table_name = config.mode.table();
     let mut executor = Executor::open(config.netns.as_ref()).map_err(|source| RunError::Executor { source })?;
-    let zone = Arc::new(RwLock::new(Arc::new(Zone::new(&config.domain, &World::default()))));
+    let zone = Arc::new(RwLock::new(Arc::new(Zone::unknown(&config.domain))));
     let tasks = TaskGroup::new(&shutdown);
 
     let services: Informer<Service> = config.informers.get();
@@ -108,20 +110,19 @@ pub async fn run(config: ProxyConfig) -> Result<(), RunError> {
     services.on_change(wake(&dirty));
     slices.on_change(wake(&dirty));
 
-    // Names are answered only when they are known: "no such name" before the first list would be believed.
+    // Foreign names are answered from now on; the cluster's own when they are known.
+    if let Some(ip) = config.dns_ip {
+        let server = bind(&config, ip, zone.clone())?;
+        tasks.spawn("cluster DNS", server.run(tasks.shutdown().clone()));
+    }
+    // Rules of a former process stand until the world is known again: an empty plan would cut off everything.
     if shutdown
         .or_stop(async { tokio::join!(services.wait_synced(), slices.wait_synced()) })
         .await
         .is_none()
     {
+        tasks.stop(STOP_PATIENCE).await;
         return Ok(());
-    }
-    if let Some(ip) = config.dns_ip {
-        let server = bind(&config, ip, zone.clone())?;
-        let stop = tasks.shutdown().clone();
-        // The zone is filled by the first round below, before anything else is awaited.
-        fill(&config, &services, &slices, &zone);
-        tasks.spawn("cluster DNS", server.run(stop));
     }
 
     let plan_config = PlanConfig {
@@ -175,7 +176,7 @@ pub async fn run(config: ProxyConfig) -> Result<(), RunError> {
             break;
         }
     }
-    tasks.stop(Duration::from_secs(1)).await;
+    tasks.stop(STOP_PATIENCE).await;
     Ok(())
 }
 

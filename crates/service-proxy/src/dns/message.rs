@@ -67,6 +67,7 @@ pub fn handle(zone: &Zone, raw: &[u8], udp: bool, turn: usize) -> Action {
             Some(fallback) => Action::Forward { fallback },
             None => Action::Ignore,
         },
+        Lookup::NotYet => fail(ResponseCode::ServFail),
         Lookup::NoSuchName => {
             let mut reply = reply_to(&query, ResponseCode::NXDomain);
             reply.metadata.authoritative = true;

@@ -49,6 +49,8 @@ pub enum Data {
 pub enum Lookup {
     /// Ask somebody else.
     NotOurs,
+    /// The name is ours, and the cluster's objects are not known yet.
+    NotYet,
     /// The name is ours and does not exist.
     NoSuchName,
     /// The name exists; `answers` may be empty. An alias to a foreign name is answered as the alias alone.
@@ -61,6 +63,8 @@ pub enum Lookup {
 #[derive(Clone, Debug, Default)]
 pub struct Zone {
     domain: String,
+    /// Nothing is known of the cluster: no name may be denied.
+    unknown: bool,
     services: HashMap<(String, String), Names>,
     namespaces: HashSet<String>,
     reverse: HashMap<IpAddr, Vec<String>>,
@@ -131,6 +135,14 @@ impl Zone {
         zone
     }
 
+    /// A zone before the first look at the cluster.
+    pub fn unknown(domain: &str) -> Self {
+        Self {
+            unknown: true,
+            ..Self::new(domain, &World::default())
+        }
+    }
+
     pub fn domain(&self) -> &str {
         &self.domain
     }
@@ -191,6 +203,9 @@ impl Zone {
         let Some(rest) = name.strip_suffix(&self.domain).and_then(|r| r.strip_suffix('.')) else {
             return Lookup::NotOurs;
         };
+        if self.unknown {
+            return Lookup::NotYet;
+        }
         let labels: Vec<&str> = rest.rsplit('.').collect();
         match labels[..] {
             ["dns-version"] => {
@@ -389,6 +404,7 @@ mod tests {
         };
         want.assert_eq(&match zone().lookup(name, kind) {
             Lookup::NotOurs => "not ours".to_owned(),
+            Lookup::NotYet => "not yet".to_owned(),
             Lookup::NoSuchName => "no such name".to_owned(),
             Lookup::Found { answers, additionals } => {
                 let answers = answers.iter().map(data).collect::<Vec<_>>().join(", ");
@@ -481,5 +497,8 @@ mod tests {
         check("example.org", Kind::A, expect!["not ours"]);
         check("notcluster.local", Kind::A, expect!["not ours"]);
         check("xcluster.local", Kind::A, expect!["not ours"]);
+        let unknown = Zone::unknown("cluster.local");
+        assert_eq!(unknown.lookup("web.shop.svc.cluster.local", Kind::A), Lookup::NotYet);
+        assert_eq!(unknown.lookup("example.org", Kind::A), Lookup::NotOurs);
     }
 }
