@@ -337,21 +337,16 @@ impl Door<'_> {
         if !self.seen.vnets.insert(vnet.key.clone()) {
             return Err(self.twice("vnet", &vnet.key));
         }
+        // Keys and public addresses are of the whole fabric, the rest of one network.
         let Seen {
-            macs,
-            addresses,
-            frontends,
-            marks,
-            clusters,
-            ..
-        } = &mut *self.seen;
-        (
-            macs.clear(),
-            addresses.clear(),
-            frontends.clear(),
-            marks.clear(),
-            clusters.clear(),
-        );
+            vnets, nics, public, ..
+        } = std::mem::take(self.seen);
+        *self.seen = Seen {
+            vnets,
+            nics,
+            public,
+            ..Seen::default()
+        };
         Ok(())
     }
 

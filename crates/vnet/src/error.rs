@@ -26,6 +26,8 @@ pub enum Error {
     NoUplink { name: String },
     #[error("{count} virtual networks do not fit the transit range")]
     TooManyVnets { count: usize },
+    #[error("virtual network {key} is not as it should be; the others are")]
+    Vnet { key: String, source: Box<Error> },
     #[error("there is no virtual network {key}")]
     UnknownVnet { key: String },
     #[error("there is no NIC {key}")]

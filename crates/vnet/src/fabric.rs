@@ -1,33 +1,25 @@
 //! The data plane of one instance on this host.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
-use std::os::fd::AsFd;
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net};
-use linux::netlink::{Request, Route, RouteKind, Veth, VethPeer};
+use linux::netlink::{Neighbour, Request, RouteEntry, RouteKind};
 use linux::netns::{self, NetNs};
 use linux::nft::{Counter, Family};
-use linux::sysctl;
 use parking_lot::Mutex;
-use vnet_model::Mac;
-use vnet_model::fabric::{FabricSpec, Uplink, VnetSpec, check_instance};
+use vnet_model::fabric::{FabricSpec, NicSpec, Uplink, VnetSpec, check_instance};
 use vnet_model::rules::overlap;
 
 use crate::attach::{self, NetnsRef, Port};
 use crate::converge::{Handles, Scope, converge};
-use crate::names::{
-    EDGE_LINK, EDGE_TABLE, HOST_LINK, LINK_GROUP, VNET_TABLE, edge_pin, host_link, is_nic_link, is_vnet_link, nic_link,
-    pins, vnet_link, vnet_of_pin, vnet_pin,
-};
-use crate::plan::{
-    NamespacePlan, Transit, assign_slots, edge_side_mac, host_link_macs, plan_edge, plan_host, plan_vnet, vnet_side_mac,
-};
+use crate::join::{join_host, join_vnet, part_strangers, remember_uplink, unplug_strangers};
+use crate::names::{EDGE_LINK, EDGE_TABLE, VNET_TABLE, edge_pin, host_link, nic_link, pins, vnet_of_pin, vnet_pin};
+use crate::plan::{NamespacePlan, Transit, assign_slots, plan_edge, plan_host, plan_vnet};
 use crate::serve::Servers;
-use crate::teardown::{restore_note, restore_of};
 use crate::{Error, dial, teardown};
 
 /// One instance's data plane. Calls block for about a millisecond per change; they may come from any thread.
@@ -89,7 +81,8 @@ impl Fabric {
     /// Makes the host's data plane what `spec` says and touches only what changed. A second call changes nothing.
     ///
     /// # Errors
-    /// A spec that breaks a rule, or whose ranges the host already routes, is refused before anything is changed.
+    /// A spec that breaks a rule, or whose ranges the host already routes, is refused before anything is changed. If one
+    /// virtual network fails later, the others are brought to their plans all the same.
     pub fn apply(&self, spec: &FabricSpec) -> Result<Report, Error> {
         spec.check().map_err(Error::Spec)?;
         let mut state = self.state.lock();
@@ -143,20 +136,25 @@ impl Fabric {
         }
         report.changes += joined;
         report.changes += remember_uplink(host, &self.instance, uplink.as_deref())?;
+        let mut failed = None;
         for vnet in &spec.vnets {
             let (Some(space), Some(slot)) = (vnets.get_mut(&vnet.key), slots.get(&vnet.key)) else {
                 continue;
             };
-            let joined = join_vnet(&mut edge.handles.route, &mut space.handles, &vnet.key)?;
-            if joined > 0 {
-                (space.plan, edge.plan) = (None, None);
+            let plan = plan_vnet(vnet, &spec.edge, *slot);
+            match space.apply(vnet, last.get(vnet.key.as_str()).copied(), plan, edge) {
+                Ok(changes) => report.changes += changes,
+                // The others shall not suffer from it.
+                Err(source) => {
+                    failed = failed.or(Some(Error::Vnet {
+                        key: vnet.key.clone(),
+                        source: Box::new(source),
+                    }));
+                }
             }
-            report.changes += joined;
-            report.changes += unplug_strangers(&mut space.handles, last.get(vnet.key.as_str()).copied(), vnet)?;
-            report.changes += space.bring_to(plan_vnet(vnet, &spec.edge, *slot), Scope::All)?;
         }
         report.changes += part_strangers(&mut edge.handles, spec)?;
-        report.changes += edge.bring_to(plan_edge(spec, &slots, uplink.is_some()), Scope::All)?;
+        report.changes += edge.bring_to(plan_edge(spec, &slots, uplink.is_some()))?;
         let plan = plan_host(spec, uplink.as_deref());
         if host_plan.as_ref() != Some(&plan) {
             let link = host_link(&self.instance);
@@ -167,7 +165,13 @@ impl Fabric {
         state.spec = spec.clone();
         state.serve_all();
         report.attached = state.attached()?.len();
-        Ok(report)
+        failed.map_or(Ok(report), Err)
+    }
+
+    /// Checks what [`Fabric::apply`] would refuse, and changes nothing. Returns the uplink's name.
+    pub fn check(&self, spec: &FabricSpec) -> Result<Option<String>, Error> {
+        spec.check().map_err(Error::Spec)?;
+        self.state.lock().check_host(&self.instance, spec)
     }
 
     /// Forgets what was applied, so that the next apply compares everything with the kernel.
@@ -189,8 +193,7 @@ impl Fabric {
         let subnet = vnet.subnet(&nic.subnet).ok_or_else(unknown)?.prefix;
         let space = vnets.get_mut(&vnet.key).ok_or_else(unknown)?;
         attach::plug(&mut space.handles.route, &Port { nic, subnet }, &target, ifname)?;
-        let link = nic_link(&nic.key);
-        space.route_nic(&link)
+        space.route_nic(nic)
     }
 
     /// Unplugs a NIC; success if it is not plugged or not known.
@@ -335,7 +338,7 @@ impl State {
             Uplink::Link(link) if links.iter().any(|l| l.name == *link) => Ok(Some(link.clone())),
             Uplink::Link(link) => Err(Error::NoUplink { name: link.clone() }),
             Uplink::Auto => {
-                let default = |r: &&linux::netlink::RouteEntry| {
+                let default = |r: &&RouteEntry| {
                     r.destination == IpNet::V4(Ipv4Net::default()) && r.kind == RouteKind::Unicast && r.link.is_some()
                 };
                 // Offline is no error: everything here works without the outside.
@@ -403,7 +406,7 @@ impl State {
 }
 
 impl Space {
-    fn bring_to(&mut self, plan: NamespacePlan, scope: Scope<'_>) -> Result<usize, Error> {
+    fn bring_to(&mut self, plan: NamespacePlan) -> Result<usize, Error> {
         if self.plan.as_ref() == Some(&plan) {
             return Ok(0);
         }
@@ -411,34 +414,49 @@ impl Space {
         let changes = converge(
             &mut self.handles,
             &plan,
-            scope,
+            Scope::All,
             known.as_ref().map(|p| p.tables.as_slice()),
         )?;
         self.plan = Some(plan);
         Ok(changes)
     }
 
-    /// Sets routes and neighbours of a port that was just plugged in.
-    fn route_nic(&mut self, link: &str) -> Result<(), Error> {
-        let Some(plan) = &self.plan else { return Ok(()) };
-        let index = self.handles.route.need_link(link)?.index;
-        let routes = plan.routes.iter().filter(|r| r.link.as_deref() == Some(link));
-        let neighbours = plan.neighbours.iter().filter(|n| n.link == link);
-        let requests: Vec<Request> = routes
-            .map(|r| Request::add_route(&linux::netlink::RouteEntry::via_link(r.destination, index)))
-            .chain(neighbours.map(|n| {
-                let (address, mac) = (n.address, Some(n.mac.0));
-                let neighbour = linux::netlink::Neighbour {
-                    link: index,
-                    address,
+    /// Routes the addresses behind a port that was just plugged in.
+    fn route_nic(&mut self, nic: &NicSpec) -> Result<(), Error> {
+        let link = self.handles.route.need_link(&nic_link(&nic.key))?.index;
+        let mac = Some(nic.mac.0);
+        let requests: Vec<Request> = nic
+            .addresses()
+            .flat_map(|a| {
+                let neighbour = Neighbour {
+                    link,
+                    address: a.into(),
                     mac,
                     proxy: false,
                     permanent: true,
                 };
-                Request::add_neighbour(&neighbour)
-            }))
+                let route = RouteEntry::via_link(Ipv4Net::from(a), link);
+                [Request::add_route(&route), Request::add_neighbour(&neighbour)]
+            })
             .collect();
         Ok(self.handles.route.run_all(&requests)?)
+    }
+
+    /// Brings one virtual network to its plan: its link to the edge, its ports, its namespace.
+    fn apply(
+        &mut self,
+        vnet: &VnetSpec,
+        last: Option<&VnetSpec>,
+        plan: NamespacePlan,
+        edge: &mut Space,
+    ) -> Result<usize, Error> {
+        let joined = join_vnet(&mut edge.handles.route, &mut self.handles, &vnet.key)?;
+        if joined > 0 {
+            // What hung on the old link is gone, whatever was applied before.
+            (self.plan, edge.plan) = (None, None);
+        }
+        let unplugged = unplug_strangers(&mut self.handles, last, vnet)?;
+        Ok(joined + unplugged + self.bring_to(plan)?)
     }
 
     fn slot(&mut self, transit: Transit) -> Result<Option<u32>, Error> {
@@ -469,121 +487,8 @@ fn slot_of(transit: Transit, address: IpNet) -> Option<u32> {
     }
 }
 
-fn find_nic<'a>(spec: &'a FabricSpec, key: &str) -> Option<(&'a VnetSpec, &'a vnet_model::fabric::NicSpec)> {
+fn find_nic<'a>(spec: &'a FabricSpec, key: &str) -> Option<(&'a VnetSpec, &'a NicSpec)> {
     spec.vnets
         .iter()
         .find_map(|v| Some((v, v.nics.iter().find(|n| n.key == key)?)))
-}
-
-/// A veth between two namespaces of ours, made whole again if one end is missing; returns the number of changes.
-fn join(
-    near: &mut Route,
-    near_end: (&str, Mac),
-    far_ns: &NetNs,
-    far: &mut Route,
-    far_end: (&str, Mac),
-) -> Result<usize, Error> {
-    let (a, b) = (near.link(near_end.0)?, far.link(far_end.0)?);
-    if let (Some(a), Some(b)) = (&a, &b)
-        && a.peer_index == Some(b.index)
-        && a.up
-        && b.up
-    {
-        return Ok(0);
-    }
-    let mut changes = 2;
-    if let Some(stale) = a {
-        near.run(Request::delete_link(stale.index))?;
-        changes += 1;
-    }
-    // Deleting one end took the other with it, unless it belonged to another pair.
-    far.run(Request::delete_link_named(far_end.0))?;
-    let veth = Veth {
-        name: near_end.0.to_owned(),
-        mac: Some(near_end.1.0),
-        mtu: None,
-        up: true,
-        peer: VethPeer {
-            name: far_end.0.to_owned(),
-            mac: Some(far_end.1.0),
-            mtu: None,
-            netns: Some(far_ns.as_fd()),
-        },
-    };
-    near.run(Request::create_veth(&veth).in_group(LINK_GROUP))?;
-    let index = far.need_link(far_end.0)?.index;
-    far.run(Request::set_up(index, true))?;
-    Ok(changes)
-}
-
-fn join_host(host: &mut Route, edge: &NetNs, instance: &str) -> Result<usize, Error> {
-    let (host_mac, edge_mac) = host_link_macs(instance);
-    let mut far = Route::open_in(edge)?;
-    join(
-        host,
-        (&host_link(instance), host_mac),
-        edge,
-        &mut far,
-        (HOST_LINK, edge_mac),
-    )
-}
-
-fn join_vnet(edge: &mut Route, vnet: &mut Handles, key: &str) -> Result<usize, Error> {
-    let near = (vnet_link(key), edge_side_mac(key));
-    join(
-        edge,
-        (&near.0, near.1),
-        &vnet.ns,
-        &mut vnet.route,
-        (EDGE_LINK, vnet_side_mac(key)),
-    )
-}
-
-/// Removes ports of NICs that the spec no longer has; `last` is the network as applied before.
-fn unplug_strangers(handles: &mut Handles, last: Option<&VnetSpec>, vnet: &VnetSpec) -> Result<usize, Error> {
-    let known: BTreeSet<String> = vnet.nics.iter().map(|n| nic_link(&n.key)).collect();
-    let held: BTreeSet<Ipv4Addr> = last
-        .into_iter()
-        .flat_map(|v| &v.nics)
-        .flat_map(|n| n.addresses())
-        .collect();
-    let kept: BTreeSet<Ipv4Addr> = vnet.nics.iter().flat_map(|n| n.addresses()).collect();
-    let released = held.difference(&kept).copied().collect();
-    handles.delete_ports(|name| is_nic_link(name) && !known.contains(name), &released)
-}
-
-/// Removes the edge's links to virtual networks that the spec no longer has.
-fn part_strangers(edge: &mut Handles, spec: &FabricSpec) -> Result<usize, Error> {
-    let known: BTreeSet<String> = spec.vnets.iter().map(|v| vnet_link(&v.key)).collect();
-    edge.delete_ports(|name| is_vnet_link(name) && !known.contains(name), &BTreeSet::new())
-}
-
-/// Switches forwarding on for the uplink alone and notes its former value in the host link's alias; puts it back when
-/// the uplink goes.
-fn remember_uplink(host: &mut Handles, instance: &str, uplink: Option<&str>) -> Result<usize, Error> {
-    let link = host.route.need_link(&host_link(instance))?;
-    let noted = restore_of(link.alias.as_deref());
-    let wanted = uplink.map(|u| format!("net/ipv4/conf/{u}/forwarding"));
-    let mut changes = 0;
-    for (key, value) in noted.iter().filter(|(key, _)| Some(key) != wanted.as_ref()) {
-        match host.ns.run(|| sysctl::set(key, value))? {
-            Ok(_) | Err(sysctl::Error::Read { .. }) => changes += 1,
-            Err(e) => return Err(e.into()),
-        }
-    }
-    let Some(key) = wanted else {
-        if !noted.is_empty() {
-            host.route.run(Request::set_alias(link.index, ""))?;
-        }
-        return Ok(changes);
-    };
-    if !noted.iter().any(|(k, _)| *k == key) {
-        let before = host.ns.run(|| sysctl::get(&key))??;
-        // The note comes first: a crash in between restores what is still there.
-        host.route
-            .run(Request::set_alias(link.index, &restore_note(&[(key.clone(), before)])))?;
-        changes += 1;
-    }
-    let before = host.ns.run(|| sysctl::set(&key, "1"))??;
-    Ok(changes + usize::from(before != "1"))
 }

@@ -10,6 +10,7 @@ mod converge;
 mod dial;
 mod error;
 mod fabric;
+mod join;
 mod names;
 pub mod plan;
 mod serve;

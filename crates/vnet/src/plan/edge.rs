@@ -130,8 +130,11 @@ pub fn plan_host(spec: &FabricSpec, uplink: Option<&str>) -> NamespacePlan {
     let transit = Transit::of(&spec.edge);
     let link = host_link(&spec.instance);
     let (_, edge_mac) = host_link_macs(&spec.instance);
-    let mut plan = NamespacePlan::default();
-    plan.sysctls = vec![(format!("net/ipv6/conf/{link}/disable_ipv6"), "1".to_owned())];
+    let sysctls = vec![(format!("net/ipv6/conf/{link}/disable_ipv6"), "1".to_owned())];
+    let mut plan = NamespacePlan {
+        sysctls,
+        ..NamespacePlan::default()
+    };
     plan.address(&link, Ipv4Net::from(transit.host()));
     plan.route_via(spec.edge.pool, &link, transit.edge(), Some(transit.host()));
     plan.neighbour(&link, transit.edge(), edge_mac);

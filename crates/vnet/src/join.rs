@@ -1,0 +1,130 @@
+//! Links between the namespaces, ports that nobody wants any more, and the uplink's forwarding.
+
+use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
+use std::os::fd::AsFd;
+
+use linux::netlink::{Request, Route, Veth, VethPeer};
+use linux::netns::NetNs;
+use linux::sysctl;
+use vnet_model::Mac;
+use vnet_model::fabric::{FabricSpec, VnetSpec};
+
+use crate::Error;
+use crate::converge::Handles;
+use crate::names::{EDGE_LINK, HOST_LINK, LINK_GROUP, host_link, is_nic_link, is_vnet_link, nic_link, vnet_link};
+use crate::plan::{edge_side_mac, host_link_macs, vnet_side_mac};
+use crate::teardown::{restore_note, restore_of};
+
+/// A veth between two namespaces of ours, made whole again if one end is missing; returns the number of changes.
+fn join(
+    near: &mut Route,
+    near_end: (&str, Mac),
+    far_ns: &NetNs,
+    far: &mut Route,
+    far_end: (&str, Mac),
+) -> Result<usize, Error> {
+    let (a, b) = (near.link(near_end.0)?, far.link(far_end.0)?);
+    if let (Some(a), Some(b)) = (&a, &b)
+        && a.peer_index == Some(b.index)
+        && a.up
+        && b.up
+    {
+        return Ok(0);
+    }
+    let mut changes = 2;
+    if let Some(stale) = a {
+        near.run(Request::delete_link(stale.index))?;
+        changes += 1;
+    }
+    // Deleting one end took the other with it, unless it belonged to another pair.
+    far.run(Request::delete_link_named(far_end.0))?;
+    let veth = Veth {
+        name: near_end.0.to_owned(),
+        mac: Some(near_end.1.0),
+        mtu: None,
+        up: true,
+        peer: VethPeer {
+            name: far_end.0.to_owned(),
+            mac: Some(far_end.1.0),
+            mtu: None,
+            netns: Some(far_ns.as_fd()),
+        },
+    };
+    near.run(Request::create_veth(&veth).in_group(LINK_GROUP))?;
+    let index = far.need_link(far_end.0)?.index;
+    far.run(Request::set_up(index, true))?;
+    Ok(changes)
+}
+
+pub fn join_host(host: &mut Route, edge: &NetNs, instance: &str) -> Result<usize, Error> {
+    let (host_mac, edge_mac) = host_link_macs(instance);
+    let mut far = Route::open_in(edge)?;
+    join(
+        host,
+        (&host_link(instance), host_mac),
+        edge,
+        &mut far,
+        (HOST_LINK, edge_mac),
+    )
+}
+
+pub fn join_vnet(edge: &mut Route, vnet: &mut Handles, key: &str) -> Result<usize, Error> {
+    let near = (vnet_link(key), edge_side_mac(key));
+    join(
+        edge,
+        (&near.0, near.1),
+        &vnet.ns,
+        &mut vnet.route,
+        (EDGE_LINK, vnet_side_mac(key)),
+    )
+}
+
+/// Removes ports of NICs that the spec no longer has; `last` is the network as applied before.
+pub fn unplug_strangers(handles: &mut Handles, last: Option<&VnetSpec>, vnet: &VnetSpec) -> Result<usize, Error> {
+    let known: BTreeSet<String> = vnet.nics.iter().map(|n| nic_link(&n.key)).collect();
+    let held: BTreeSet<Ipv4Addr> = last
+        .into_iter()
+        .flat_map(|v| &v.nics)
+        .flat_map(|n| n.addresses())
+        .collect();
+    let kept: BTreeSet<Ipv4Addr> = vnet.nics.iter().flat_map(|n| n.addresses()).collect();
+    let released = held.difference(&kept).copied().collect();
+    handles.delete_ports(|name| is_nic_link(name) && !known.contains(name), &released)
+}
+
+/// Removes the edge's links to virtual networks that the spec no longer has.
+pub fn part_strangers(edge: &mut Handles, spec: &FabricSpec) -> Result<usize, Error> {
+    let known: BTreeSet<String> = spec.vnets.iter().map(|v| vnet_link(&v.key)).collect();
+    edge.delete_ports(|name| is_vnet_link(name) && !known.contains(name), &BTreeSet::new())
+}
+
+/// Switches forwarding on for the uplink alone and notes its former value in the host link's alias; puts it back when
+/// the uplink goes.
+pub fn remember_uplink(host: &mut Handles, instance: &str, uplink: Option<&str>) -> Result<usize, Error> {
+    let link = host.route.need_link(&host_link(instance))?;
+    let noted = restore_of(link.alias.as_deref());
+    let wanted = uplink.map(|u| format!("net/ipv4/conf/{u}/forwarding"));
+    let mut changes = 0;
+    for (key, value) in noted.iter().filter(|(key, _)| Some(key) != wanted.as_ref()) {
+        match host.ns.run(|| sysctl::set(key, value))? {
+            Ok(_) | Err(sysctl::Error::Read { .. }) => changes += 1,
+            Err(e) => return Err(e.into()),
+        }
+    }
+    let Some(key) = wanted else {
+        if !noted.is_empty() {
+            host.route.run(Request::set_alias(link.index, ""))?;
+        }
+        return Ok(changes);
+    };
+    if !noted.iter().any(|(k, _)| *k == key) {
+        let before = host.ns.run(|| sysctl::get(&key))??;
+        // The note comes first: a crash in between restores what is still there.
+        host.route
+            .run(Request::set_alias(link.index, &restore_note(&[(key.clone(), before)])))?;
+        changes += 1;
+    }
+    let before = host.ns.run(|| sysctl::set(&key, "1"))??;
+    Ok(changes + usize::from(before != "1"))
+}
