@@ -75,6 +75,8 @@ impl AzRecipe {
         vec![
             words(&["cloud", "register", "-n", CLOUD, "--cloud-config", &file]),
             words(&["cloud", "set", "-n", CLOUD]),
+            // Tokens of an earlier platform at the same address would be sent again, and refused.
+            words(&["account", "clear"]),
             words(&[
                 "login",
                 "--service-principal",

@@ -1,4 +1,4 @@
-//! The management plane over TLS, as a client sees it: front door, controllers and pretended machines around a home in memory.
+//! The management plane over TLS, as a client sees it: front door, controllers and pretended machines around an API server in memory.
 
 mod support;
 
@@ -7,7 +7,7 @@ use std::{net::Ipv4Addr, time::Duration};
 use http::{Method, Request, StatusCode};
 use http_body_util::BodyExt;
 use k8s_openapi::api::core::v1::{Node, Pod, Service};
-use reconcile::{Client, HttpsConfig, Identity, full_body};
+use reconcile::{Client, DeleteParams, HttpsConfig, Identity, full_body};
 use resources::{LoadBalancer, Machine, PublicIPAddress, ResourceGroup};
 use serde_json::{Value, json};
 use support::{CLIENT, Platform, SECRET, SUBSCRIPTION, TENANT};
@@ -334,6 +334,11 @@ async fn load_balancer_services_get_addresses_and_the_virtual_node_joins() {
         .0;
     assert!(hosted.get::<Node>(None, "virtual-node-aci-linux").await.is_ok());
 
+    let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "shop"}});
+    hosted
+        .request::<Value, Value>(Method::POST, "/api/v1/namespaces", Some(&namespace))
+        .await
+        .unwrap();
     let service: Service = serde_json::from_value(
         json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "front", "namespace": "shop"},
         "spec": {"type": "LoadBalancer", "ports": [{"port": 80}]}}),
@@ -425,9 +430,14 @@ async fn scaling_down_moves_pods_away_first() {
         .spec
         .node_name
         .clone();
+    let account = json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "default"}});
+    let path = "/api/v1/namespaces/default/serviceaccounts";
+    hosted
+        .request::<Value, Value>(Method::POST, path, Some(&account))
+        .await
+        .unwrap();
     let pod: Pod = serde_json::from_value(
-        json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p", "namespace": "default",
-        "finalizers": ["test/slow"]}, "spec": {"nodeName": node, "containers": []}}),
+        json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p", "namespace": "default"}, "spec": {"nodeName": node, "containers": [{"name": "c", "image": "x"}]}}),
     )
     .unwrap();
     hosted.create(Some("default"), &pod).await.unwrap();
@@ -463,8 +473,12 @@ async fn scaling_down_moves_pods_away_first() {
         2,
         "not before the pod is gone"
     );
-    let free = reconcile::Patch::Merge(json!({"metadata": {"finalizers": []}}));
-    let _ = hosted.patch::<Pod>(Some("default"), "p", &free, None).await;
+    // What its kubelet does when the containers have stopped.
+    let stopped = DeleteParams {
+        grace_period_s: Some(0),
+        ..Default::default()
+    };
+    hosted.delete::<Pod>(Some("default"), "p", &stopped).await.unwrap();
     until("the machine to go", || async {
         let n = w
             .platform

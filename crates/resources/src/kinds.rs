@@ -382,3 +382,30 @@ pub fn schema() -> Value {
         }
     })
 }
+
+/// [`KINDS`] as the API server registers them.
+pub fn kind_defs() -> Vec<apimachinery::table::KindDef> {
+    let column = |(name, ty, path): &(&str, &str, &str)| apimachinery::table::PrinterColumn {
+        name: (*name).to_owned(),
+        ty: (*ty).to_owned(),
+        json_path: (*path).to_owned(),
+        priority: 0,
+    };
+    let words = |w: &[&str]| w.iter().map(|s| (*s).to_owned()).collect();
+    KINDS
+        .iter()
+        .map(|k| apimachinery::table::KindDef {
+            group: GROUP.to_owned(),
+            version: VERSION.to_owned(),
+            kind: k.kind.to_owned(),
+            plural: k.plural.to_owned(),
+            singular: k.singular.to_owned(),
+            namespaced: false,
+            short_names: words(k.short_names),
+            categories: words(&["oaks"]),
+            columns: k.columns.iter().map(column).collect(),
+            schema: schema(),
+            status_subresource: true,
+        })
+        .collect()
+}

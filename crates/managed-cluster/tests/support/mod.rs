@@ -1,7 +1,6 @@
-//! The management plane around a home in memory: ARM's front door, the cluster controllers, control planes that are fake APIs,
-//! and a host agent that pretends to run machines. Used by the tests and by the example `serve`.
-
-pub mod fake_api;
+//! The management plane around one API server with a store in memory: home, ARM's front door, the cluster controllers, and a
+//! host agent that pretends to run machines. Hosted clusters are clusters of the same API server, without listeners. Used by
+//! the tests and by the example `serve`.
 
 use std::{
     collections::BTreeMap,
@@ -10,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use apiserver::{ApiServer, ApiServerConfig, ClusterConfig, NoDialer, UserInfo};
 use arm::{ActionError, Actions, ArmConfig, Identity, ServicePrincipal, TlsSource};
 use async_trait::async_trait;
 use k8s_openapi::api::core::v1::Node;
@@ -20,70 +20,103 @@ use reconcile::{Client, DeleteParams, Informers, Patch};
 use resources::{Machine, MachineStatus, VirtualNode};
 use serde_json::json;
 use stdx::{RealClock, Shutdown};
-
-use fake_api::FakeApi;
+use store::ModelEngine;
 
 pub const TENANT: &str = "11111111-1111-4111-8111-111111111111";
 pub const SUBSCRIPTION: &str = "22222222-2222-4222-8222-222222222222";
 pub const CLIENT: &str = "33333333-3333-4333-8333-333333333333";
 pub const SECRET: &str = "a-secret-for-tests";
 
-/// Hosted clusters by name: each a fake API.
-#[derive(Default)]
-pub struct FakeControlPlanes {
+/// Hosts clusters in one API server; they answer in this process only.
+pub struct LocalControlPlanes {
+    api: Arc<ApiServer>,
     running: Mutex<BTreeMap<String, (Client, Informers)>>,
 }
 
+impl LocalControlPlanes {
+    fn cluster(&self, name: &str) -> Result<Arc<apiserver::Cluster>, ControlPlaneError> {
+        self.api.cluster(name).ok_or_else(|| failed(name, "does not run"))
+    }
+}
+
+fn failed(name: &str, message: impl ToString) -> ControlPlaneError {
+    ControlPlaneError {
+        name: name.to_owned(),
+        message: message.to_string(),
+    }
+}
+
+const TTL: Duration = Duration::from_secs(3600);
+
 #[async_trait]
-impl ControlPlanes for FakeControlPlanes {
+impl ControlPlanes for LocalControlPlanes {
     async fn ensure(&self, spec: &ControlPlaneSpec) -> Result<Endpoint, ControlPlaneError> {
+        let url = format!("https://{}:443", spec.address);
+        let mut config = ClusterConfig::new(spec.name.clone(), url.clone());
+        config.service_cidr = spec.service_cidr.to_string();
+        config.cert_sans = spec.sans.clone();
+        let cluster = self
+            .api
+            .create_cluster(config)
+            .await
+            .map_err(|e| failed(&spec.name, e))?;
         let mut running = self.running.lock().unwrap();
         running.entry(spec.name.clone()).or_insert_with(|| {
-            let client = Client::local(FakeApi::new().service());
+            let client = Client::local(cluster.local_service(UserInfo::admin("managed-cluster")));
             (client.clone(), Informers::new(client))
         });
         Ok(Endpoint {
-            url: format!("https://{}:443", spec.address),
-            ca_pem: "FAKE CA\n".into(),
+            url,
+            ca_pem: cluster.ca_pem().to_owned(),
         })
     }
 
     async fn delete(&self, name: &str) -> Result<(), ControlPlaneError> {
         self.running.lock().unwrap().remove(name);
-        Ok(())
+        self.api.delete_cluster(name).await.map_err(|e| failed(name, e))
     }
 
     fn client(&self, name: &str) -> Option<(Client, Informers)> {
         self.running.lock().unwrap().get(name).cloned()
     }
 
-    async fn node_certs(&self, _: &str, node: &NodeIdentity) -> Result<NodeCerts, ControlPlaneError> {
-        let cert = ClientCert {
-            cert_pem: format!("FAKE CERT {}\n", node.node_name),
-            key_pem: "FAKE KEY\n".into(),
-        };
+    async fn node_certs(&self, name: &str, node: &NodeIdentity) -> Result<NodeCerts, ControlPlaneError> {
+        let cluster = self.cluster(name)?;
+        let user = format!("system:node:{}", node.node_name);
+        let sans: Vec<String> = node
+            .addresses
+            .iter()
+            .map(ToString::to_string)
+            .chain([node.node_name.clone()])
+            .collect();
+        let client = cluster
+            .issue_client_cert(&user, &["system:nodes"], TTL)
+            .map_err(|e| failed(name, e))?;
+        let serving = cluster
+            .issue_serving_cert(&user, &sans, TTL)
+            .map_err(|e| failed(name, e))?;
+        let pair = |(cert_pem, key_pem)| ClientCert { cert_pem, key_pem };
         Ok(NodeCerts {
-            ca_pem: "FAKE CA\n".into(),
-            client: cert.clone(),
-            serving: cert,
+            ca_pem: cluster.ca_pem().to_owned(),
+            client: pair(client),
+            serving: pair(serving),
         })
     }
 
-    async fn client_cert(&self, _: &str, user: &str, _: &[&str]) -> Result<ClientCert, ControlPlaneError> {
-        Ok(ClientCert {
-            cert_pem: format!("FAKE CERT {user}\n"),
-            key_pem: "FAKE KEY\n".into(),
-        })
+    async fn client_cert(&self, name: &str, user: &str, groups: &[&str]) -> Result<ClientCert, ControlPlaneError> {
+        let issued = self.cluster(name)?.issue_client_cert(user, groups, TTL);
+        let (cert_pem, key_pem) = issued.map_err(|e| failed(name, e))?;
+        Ok(ClientCert { cert_pem, key_pem })
     }
 }
 
-struct FakeActions {
+struct LocalActions {
     home: Client,
-    control_planes: Arc<FakeControlPlanes>,
+    control_planes: Arc<LocalControlPlanes>,
 }
 
 #[async_trait]
-impl Actions for FakeActions {
+impl Actions for LocalActions {
     async fn cluster_credentials(&self, id: &str, admin: bool) -> Result<String, ActionError> {
         let result = managed_cluster::kubeconfig(&self.home, &*self.control_planes, id, admin).await;
         result.map_err(|e| ActionError {
@@ -98,17 +131,31 @@ pub struct Platform {
     pub base_url: String,
     pub ca_pem: String,
     pub home: Client,
-    pub control_planes: Arc<FakeControlPlanes>,
+    pub control_planes: Arc<LocalControlPlanes>,
     pub shutdown: Shutdown,
     tasks: tokio::task::JoinSet<()>,
+    _dir: tempfile::TempDir,
 }
 
 impl Platform {
     /// Starts on `address` (port 0 for any). Machines become Running, and their nodes Ready, after `boot`.
     pub async fn start(address: SocketAddr, boot: Duration) -> Self {
-        let home = Client::local(FakeApi::new().service());
+        let dir = tempfile::tempdir().unwrap();
+        let api = ApiServer::new(ApiServerConfig {
+            engine: ModelEngine::new(),
+            dialer: Arc::new(NoDialer),
+            data_dir: dir.path().to_owned(),
+            clock: RealClock::shared(),
+        });
+        let mut config = ClusterConfig::new("oaks-home", "https://127.0.0.1:6443");
+        config.extra_kinds = resources::kind_defs();
+        let cluster = api.create_cluster(config).await.unwrap();
+        let home = Client::local(cluster.local_service(UserInfo::admin("platform")));
         let informers = Informers::new(home.clone());
-        let control_planes = Arc::new(FakeControlPlanes::default());
+        let control_planes = Arc::new(LocalControlPlanes {
+            api,
+            running: Mutex::default(),
+        });
         let shutdown = Shutdown::new();
         let listener = tokio::net::TcpListener::bind(address).await.unwrap();
         let base_url = format!("https://localhost:{}", listener.local_addr().unwrap().port());
@@ -133,7 +180,7 @@ impl Platform {
                 },
             },
             public_pool: Some("198.19.0.0/16".parse().unwrap()),
-            actions: Arc::new(FakeActions {
+            actions: Arc::new(LocalActions {
                 home: home.clone(),
                 control_planes: control_planes.clone(),
             }),
@@ -166,6 +213,7 @@ impl Platform {
             control_planes,
             shutdown,
             tasks,
+            _dir: dir,
         }
     }
 
@@ -194,7 +242,7 @@ const HELD: &str = "test/host-agent";
 async fn machines(
     home: Client,
     informers: Informers,
-    planes: Arc<FakeControlPlanes>,
+    planes: Arc<LocalControlPlanes>,
     boot: Duration,
     shutdown: Shutdown,
 ) {
@@ -236,7 +284,7 @@ async fn machines(
     }
 }
 
-async fn register(planes: &FakeControlPlanes, cluster: &str, name: &str) {
+async fn register(planes: &LocalControlPlanes, cluster: &str, name: &str) {
     let Some((client, _)) = planes.client(cluster) else {
         return;
     };
@@ -245,4 +293,5 @@ async fn register(planes: &FakeControlPlanes, cluster: &str, name: &str) {
     .unwrap();
     let _ = client.delete::<Node>(None, name, &DeleteParams::default()).await;
     client.create(None, &node).await.unwrap();
+    client.update_status(None, &node).await.unwrap();
 }
