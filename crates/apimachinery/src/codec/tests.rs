@@ -136,3 +136,13 @@ fn options_come_with_any_version() {
     let got = decode(&table, &gvk, Media::Json, text, Validation::Strict).unwrap();
     assert_eq!(got.value["preconditions"]["uid"], "u");
 }
+
+#[test]
+fn yaml_text_reads_back_and_keeps_long_lines() {
+    let value = json!({"a": "yes", "b": "1", "c": "true", "d": "x y ".repeat(100), "e": "l1\nl2\n", "f": [1, null, {}],
+        "g": "", "h": "2024-01-01", "i": "0x1f", "j": "~", "k": "on", "l": "- x: y", "m": "1e3", "n": " pad "});
+    let text = to_yaml(&value);
+    assert_eq!(parse_untyped(Media::Yaml, text.as_bytes()).unwrap(), value);
+    assert!(text.lines().any(|l| l.len() > 400), "{text}");
+    assert!(!text.contains("k: on") && !text.contains("a: yes"), "{text}");
+}

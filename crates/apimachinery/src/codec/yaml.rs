@@ -6,6 +6,9 @@ use serde_saphyr::options::{DuplicateKeyPolicy, MergeKeyPolicy};
 
 use super::object::Seed;
 
+/// Longest line that is not folded; more than any body holds.
+const LINE_CHARS_MAX: usize = 1 << 30;
+
 fn options() -> serde_saphyr::Options {
     serde_saphyr::options! {
         duplicate_keys: DuplicateKeyPolicy::LastWins,
@@ -29,7 +32,8 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Value, String> {
     serde_saphyr::from_slice_with_options(bytes, options()).map_err(|e| e.to_string())
 }
 
-/// A tree as YAML text.
+/// A tree as YAML text. Long text stays on one line: simpler readers take no folded text for keys and certificates.
 pub(super) fn print(value: &Value) -> String {
-    serde_saphyr::to_string(value).unwrap_or_else(|e| format!("# not printable: {e}\n"))
+    let options = serde_saphyr::ser_options! { folded_wrap_chars: LINE_CHARS_MAX, min_fold_chars: LINE_CHARS_MAX };
+    serde_saphyr::to_string_with_options(value, options).unwrap_or_else(|e| format!("# not printable: {e}\n"))
 }
