@@ -1,6 +1,6 @@
 //! Makes a namespace hold what its plan says: reads what is there, sends only the differences.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeSet, HashMap};
 use std::net::Ipv4Addr;
 
 use ipnet::IpNet;
@@ -11,7 +11,7 @@ use linux::nft::{Change, Nft, Table};
 use linux::sysctl;
 
 use crate::Error;
-use crate::plan::{NamespacePlan, PlannedRoute};
+use crate::plan::{NamespacePlan, PlannedAddress, PlannedNeighbour, PlannedRoute};
 
 /// Which links of the namespace are ours to rule over.
 #[derive(Clone, Copy)]
@@ -45,41 +45,40 @@ impl Handles {
         })
     }
 
-    /// Deletes the ports that `stale` picks, and every connection of `addresses`: the next owner of an address shall not
-    /// inherit any. Returns the number of ports.
-    pub fn delete_ports(
-        &mut self,
-        stale: impl Fn(&str) -> bool,
-        addresses: &BTreeSet<Ipv4Addr>,
-    ) -> Result<usize, Error> {
-        let links = self.route.links()?;
-        let requests: Vec<Request> = links
-            .iter()
-            .filter(|l| stale(&l.name))
-            .map(|l| Request::delete_link(l.index))
-            .collect();
+    /// Deletes these links, those that are there. Returns how many were asked for.
+    pub fn delete_links(&mut self, names: &[String]) -> Result<usize, Error> {
+        let requests: Vec<Request> = names.iter().map(|n| Request::delete_link_named(n)).collect();
         self.route.run_all(&requests)?;
-        self.conntrack.forget(addresses)?;
         Ok(requests.len())
+    }
+
+    /// Deletes every connection of these addresses: their next owner shall not inherit any.
+    pub fn forget(&mut self, addresses: &BTreeSet<Ipv4Addr>) -> Result<(), Error> {
+        self.conntrack.forget(addresses)?;
+        Ok(())
     }
 }
 
-/// Brings the namespace to `plan` and returns how many changes that took. `known` are the tables as they were applied
-/// last, if this process applied them: then only their differences are sent.
+/// Brings the namespace to `plan` and returns how many changes that took. `known` is the plan it was brought to last, if
+/// this process did that: then only the differences between the plans are sent and nothing is read.
 pub fn converge(
     handles: &mut Handles,
     plan: &NamespacePlan,
     scope: Scope<'_>,
-    known: Option<&[Table]>,
+    known: Option<&NamespacePlan>,
 ) -> Result<usize, Error> {
-    let mut changes = set_sysctls(handles, &plan.sysctls)?;
-    let requests = differences(&mut handles.route, plan, scope)?;
+    let mut changes = 0;
+    if known.is_none_or(|k| k.sysctls != plan.sysctls) {
+        changes += set_sysctls(handles, &plan.sysctls)?;
+    }
+    let requests = match known {
+        Some(known) => since(&mut handles.route, known, plan)?,
+        None => afresh(&mut handles.route, plan, scope)?,
+    };
     changes += requests.len();
     handles.route.run_all(&requests)?;
     for (n, table) in plan.tables.iter().enumerate() {
-        let before = known
-            .and_then(|k| k.get(n))
-            .filter(|k| k.name == table.name && k.family == table.family);
+        let before = known.and_then(|k| k.tables.get(n)).filter(|k| same_table(k, table));
         let change = match before {
             Some(before) => handles.nft.update(before, table)?,
             None => handles.nft.ensure(table)?,
@@ -87,6 +86,10 @@ pub fn converge(
         changes += usize::from(change == Change::Changed);
     }
     Ok(changes)
+}
+
+fn same_table(a: &Table, b: &Table) -> bool {
+    a.name == b.name && a.family == b.family
 }
 
 fn set_sysctls(handles: &Handles, wanted: &[(String, String)]) -> Result<usize, Error> {
@@ -105,38 +108,31 @@ fn set_sysctls(handles: &Handles, wanted: &[(String, String)]) -> Result<usize, 
     Ok(handles.ns.run(set)??)
 }
 
-fn differences(route: &mut Route, plan: &NamespacePlan, scope: Scope<'_>) -> Result<Vec<Request>, Error> {
-    let links: BTreeMap<String, Link> = route.links()?.into_iter().map(|l| (l.name.clone(), l)).collect();
-    let ours = |link: Option<u32>| match scope {
-        Scope::All => true,
-        Scope::Link(name) => link.is_some() && links.get(name).map(|l| l.index) == link,
-    };
-    let index = |name: &str| links.get(name).filter(|l| l.up).map(|l| l.index);
-    let (mut add, mut remove) = (Vec::new(), Vec::new());
+/// What the kernel holds, or shall hold, with link indexes.
+#[derive(Default)]
+struct Entries {
+    addresses: BTreeSet<Address>,
+    neighbours: BTreeSet<Neighbour>,
+    routes: BTreeSet<RouteEntry>,
+}
 
-    let wanted: BTreeSet<Address> = plan
-        .addresses
-        .iter()
-        .filter_map(|a| {
+impl Entries {
+    /// A plan's entries on links that are there and up; those of other links wait.
+    fn planned(plan: &NamespacePlan, links: &[Link]) -> Self {
+        let links: HashMap<&str, u32> = links
+            .iter()
+            .filter(|l| l.up)
+            .map(|l| (l.name.as_str(), l.index))
+            .collect();
+        let index = |name: &str| links.get(name).copied();
+        let address = |a: &PlannedAddress| {
             Some(Address {
                 link: index(&a.link)?,
                 address: a.address,
                 no_prefix_route: false,
             })
-        })
-        .collect();
-    let there: BTreeSet<Address> = route
-        .addresses()?
-        .into_iter()
-        .filter(|a| matches!(a.address, IpNet::V4(_)) && ours(Some(a.link)) && !a.address.addr().is_loopback())
-        .collect();
-    remove.extend(there.difference(&wanted).map(Request::delete_address));
-    add.extend(wanted.difference(&there).map(Request::add_address));
-
-    let wanted: BTreeSet<Neighbour> = plan
-        .neighbours
-        .iter()
-        .filter_map(|n| {
+        };
+        let neighbour = |n: &PlannedNeighbour| {
             let (link, mac) = (index(&n.link)?, Some(n.mac.0));
             Some(Neighbour {
                 link,
@@ -145,36 +141,96 @@ fn differences(route: &mut Route, plan: &NamespacePlan, scope: Scope<'_>) -> Res
                 proxy: false,
                 permanent: true,
             })
+        };
+        Self {
+            addresses: plan.addresses.iter().filter_map(address).collect(),
+            neighbours: plan.neighbours.iter().filter_map(neighbour).collect(),
+            routes: plan.routes.iter().filter_map(|r| entry(r, index)).collect(),
+        }
+    }
+
+    /// The kernel's IPv4 entries that are ours to rule over.
+    fn found(route: &mut Route, links: &[Link], scope: Scope<'_>) -> Result<Self, Error> {
+        let ours = |link: Option<u32>| match scope {
+            Scope::All => true,
+            Scope::Link(name) => link.is_some() && links.iter().any(|l| l.name == name && Some(l.index) == link),
+        };
+        let made = |r: &RouteEntry| r.table == TABLE_MAIN && r.protocol != PROTOCOL_KERNEL && ours(r.link);
+        let v4 = |a: &IpNet| matches!(a, IpNet::V4(_));
+        Ok(Self {
+            addresses: route
+                .addresses()?
+                .into_iter()
+                .filter(|a| v4(&a.address) && !a.address.addr().is_loopback() && ours(Some(a.link)))
+                .collect(),
+            neighbours: route
+                .neighbours()?
+                .into_iter()
+                .filter(|n| n.address.is_ipv4() && n.permanent && !n.address.is_loopback() && ours(Some(n.link)))
+                .collect(),
+            routes: route
+                .routes()?
+                .into_iter()
+                .filter(|r| v4(&r.destination) && made(r))
+                .collect(),
         })
-        .collect();
-    let there: BTreeSet<Neighbour> = route
-        .neighbours()?
-        .into_iter()
-        .filter(|n| n.address.is_ipv4() && n.permanent && ours(Some(n.link)) && !n.address.is_loopback())
-        .collect();
-    remove.extend(there.difference(&wanted).map(Request::delete_neighbour));
-    add.extend(wanted.difference(&there).map(Request::add_neighbour));
+    }
 
-    let wanted: BTreeSet<RouteEntry> = plan.routes.iter().filter_map(|r| entry(r, index)).collect();
-    let there: BTreeSet<RouteEntry> = route
-        .routes()?
-        .into_iter()
-        .filter(|r| matches!(r.destination, IpNet::V4(_)) && r.table == TABLE_MAIN && r.protocol != PROTOCOL_KERNEL)
-        .filter(|r| ours(r.link))
-        .collect();
-    // A route to the same place is replaced by its addition, so only places that no longer have one are deleted.
-    let places: BTreeSet<(IpNet, u32)> = wanted.iter().map(|r| (r.destination, r.metric)).collect();
-    let stale = there
-        .difference(&wanted)
-        .filter(|r| !places.contains(&(r.destination, r.metric)));
-    remove.extend(stale.map(Request::delete_route));
-    // Routes without a gateway first: a gateway's own route may be among them.
-    let mut fresh: Vec<&RouteEntry> = wanted.difference(&there).collect();
-    fresh.sort_by_key(|r| r.gateway.is_some());
-    add.extend(fresh.into_iter().map(Request::add_route));
+    /// The requests that lead from these entries to `wanted`, deletions first.
+    fn requests_to(&self, wanted: &Self) -> Vec<Request> {
+        let mut out: Vec<Request> = Vec::new();
+        out.extend(
+            self.addresses
+                .difference(&wanted.addresses)
+                .map(Request::delete_address),
+        );
+        out.extend(
+            self.neighbours
+                .difference(&wanted.neighbours)
+                .map(Request::delete_neighbour),
+        );
+        // A route to the same place is replaced by its addition, so only places that no longer have one are deleted.
+        let places: BTreeSet<(IpNet, u32)> = wanted.routes.iter().map(|r| (r.destination, r.metric)).collect();
+        let stale = self
+            .routes
+            .difference(&wanted.routes)
+            .filter(|r| !places.contains(&(r.destination, r.metric)));
+        out.extend(stale.map(Request::delete_route));
+        out.extend(wanted.addresses.difference(&self.addresses).map(Request::add_address));
+        out.extend(
+            wanted
+                .neighbours
+                .difference(&self.neighbours)
+                .map(Request::add_neighbour),
+        );
+        // Routes without a gateway first: a gateway's own route may be among them.
+        let mut fresh: Vec<&RouteEntry> = wanted.routes.difference(&self.routes).collect();
+        fresh.sort_by_key(|r| r.gateway.is_some());
+        out.extend(fresh.into_iter().map(Request::add_route));
+        out
+    }
+}
 
-    remove.extend(add);
-    Ok(remove)
+fn afresh(route: &mut Route, plan: &NamespacePlan, scope: Scope<'_>) -> Result<Vec<Request>, Error> {
+    let links = route.links()?;
+    let there = Entries::found(route, &links, scope)?;
+    Ok(there.requests_to(&Entries::planned(plan, &links)))
+}
+
+/// The requests for what differs between two plans. Entries of links that went meanwhile went with them.
+fn since(route: &mut Route, known: &NamespacePlan, plan: &NamespacePlan) -> Result<Vec<Request>, Error> {
+    let only = |a: &NamespacePlan, b: &NamespacePlan| NamespacePlan {
+        addresses: a.addresses.difference(&b.addresses).cloned().collect(),
+        neighbours: a.neighbours.difference(&b.neighbours).cloned().collect(),
+        routes: a.routes.difference(&b.routes).cloned().collect(),
+        ..NamespacePlan::default()
+    };
+    let (gone, come) = (only(known, plan), only(plan, known));
+    if gone == come {
+        return Ok(Vec::new());
+    }
+    let links = route.links()?;
+    Ok(Entries::planned(&gone, &links).requests_to(&Entries::planned(&come, &links)))
 }
 
 /// The route with its link's index; `None` while the link is not there.

@@ -51,8 +51,6 @@ pub struct Report {
     /// Requests sent and tables changed; 0 if everything was as planned.
     pub changes: usize,
     pub vnets: usize,
-    /// NICs that are plugged in.
-    pub attached: usize,
     /// Link by which outward traffic leaves; absent also if the spec leaves the choice to a host without a default route.
     pub uplink: Option<String>,
 }
@@ -158,13 +156,12 @@ impl Fabric {
         let plan = plan_host(spec, uplink.as_deref());
         if host_plan.as_ref() != Some(&plan) {
             let link = host_link(&self.instance);
-            let known = host_plan.as_ref().map(|p| p.tables.as_slice());
-            report.changes += converge(host, &plan, Scope::Link(&link), known)?;
+            let known = host_plan.take();
+            report.changes += converge(host, &plan, Scope::Link(&link), known.as_ref())?;
             *host_plan = Some(plan);
         }
         state.spec = spec.clone();
         state.serve_all();
-        report.attached = state.attached()?.len();
         failed.map_or(Ok(report), Err)
     }
 
@@ -174,7 +171,8 @@ impl Fabric {
         self.state.lock().check_host(&self.instance, spec)
     }
 
-    /// Forgets what was applied, so that the next apply compares everything with the kernel.
+    /// Forgets what was applied, so that the next apply compares everything with the kernel: call it now and then, since
+    /// others may change rules and routes too.
     pub fn distrust(&self) {
         let mut state = self.state.lock();
         state.host_plan = None;
@@ -207,10 +205,8 @@ impl Fabric {
             return Ok(());
         };
         let port = nic_link(&nic.key);
-        space
-            .handles
-            .delete_ports(|name| name == port, &nic.addresses().collect())
-            .map(drop)
+        space.handles.delete_links(&[port])?;
+        space.handles.forget(&nic.addresses().collect())
     }
 
     /// Keys of the NICs that are plugged in.
@@ -411,12 +407,7 @@ impl Space {
             return Ok(0);
         }
         let known = self.plan.take();
-        let changes = converge(
-            &mut self.handles,
-            &plan,
-            Scope::All,
-            known.as_ref().map(|p| p.tables.as_slice()),
-        )?;
+        let changes = converge(&mut self.handles, &plan, Scope::All, known.as_ref())?;
         self.plan = Some(plan);
         Ok(changes)
     }

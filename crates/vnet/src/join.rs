@@ -80,23 +80,41 @@ pub fn join_vnet(edge: &mut Route, vnet: &mut Handles, key: &str) -> Result<usiz
     )
 }
 
-/// Removes ports of NICs that the spec no longer has; `last` is the network as applied before.
+/// Removes ports of NICs that the spec no longer has. `last` is the network as this process applied it before; without
+/// it every port that is there is looked at.
 pub fn unplug_strangers(handles: &mut Handles, last: Option<&VnetSpec>, vnet: &VnetSpec) -> Result<usize, Error> {
-    let known: BTreeSet<String> = vnet.nics.iter().map(|n| nic_link(&n.key)).collect();
-    let held: BTreeSet<Ipv4Addr> = last
-        .into_iter()
-        .flat_map(|v| &v.nics)
-        .flat_map(|n| n.addresses())
+    let known: BTreeSet<&str> = vnet.nics.iter().map(|n| n.key.as_str()).collect();
+    let Some(last) = last else {
+        let ports: BTreeSet<String> = known.into_iter().map(nic_link).collect();
+        return delete_links(handles, |name| is_nic_link(name) && !ports.contains(name));
+    };
+    let gone: Vec<String> = last
+        .nics
+        .iter()
+        .filter(|n| !known.contains(n.key.as_str()))
+        .map(|n| nic_link(&n.key))
         .collect();
-    let kept: BTreeSet<Ipv4Addr> = vnet.nics.iter().flat_map(|n| n.addresses()).collect();
-    let released = held.difference(&kept).copied().collect();
-    handles.delete_ports(|name| is_nic_link(name) && !known.contains(name), &released)
+    let addresses = |v: &VnetSpec| -> BTreeSet<Ipv4Addr> { v.nics.iter().flat_map(|n| n.addresses()).collect() };
+    let changes = handles.delete_links(&gone)?;
+    handles.forget(&addresses(last).difference(&addresses(vnet)).copied().collect())?;
+    Ok(changes)
 }
 
 /// Removes the edge's links to virtual networks that the spec no longer has.
 pub fn part_strangers(edge: &mut Handles, spec: &FabricSpec) -> Result<usize, Error> {
     let known: BTreeSet<String> = spec.vnets.iter().map(|v| vnet_link(&v.key)).collect();
-    edge.delete_ports(|name| is_vnet_link(name) && !known.contains(name), &BTreeSet::new())
+    delete_links(edge, |name| is_vnet_link(name) && !known.contains(name))
+}
+
+fn delete_links(handles: &mut Handles, stale: impl Fn(&str) -> bool) -> Result<usize, Error> {
+    let names: Vec<String> = handles
+        .route
+        .links()?
+        .into_iter()
+        .map(|l| l.name)
+        .filter(|n| stale(n))
+        .collect();
+    handles.delete_links(&names)
 }
 
 /// Switches forwarding on for the uplink alone and notes its former value in the host link's alias; puts it back when
