@@ -8,6 +8,7 @@
 //! * [`nsg`]: network security rules and their evaluation.
 
 pub mod address;
+mod check;
 pub mod fabric;
 pub mod interfaces;
 pub mod ipam;
