@@ -27,29 +27,28 @@ pub fn set_condition(
 ) {
     let value = if value { "True" } else { "False" };
     let conditions = status.conditions.get_or_insert_default();
-    let old = conditions
-        .iter()
-        .position(|c| c.type_ == kind)
-        .map(|at| conditions.remove(at));
+    let old = conditions.iter_mut().find(|c| c.type_ == kind);
     if let Some(old) = &old
         && old.status == value
         && old.reason.as_deref() == Some(reason)
     {
-        conditions.push(old.clone());
         return;
     }
-    let transition = old
-        .filter(|o| o.status == value)
-        .and_then(|o| o.last_transition_time)
-        .unwrap_or(Time(now));
-    conditions.push(DeploymentCondition {
+    let same = old.as_ref().filter(|o| o.status == value);
+    let since = same.and_then(|o| o.last_transition_time.clone()).unwrap_or(Time(now));
+    let fresh = DeploymentCondition {
         type_: kind.to_owned(),
         status: value.to_owned(),
         reason: Some(reason.to_owned()),
         message: Some(message),
         last_update_time: Some(Time(now)),
-        last_transition_time: Some(transition),
-    });
+        last_transition_time: Some(since),
+    };
+    // In place: a changed order would be a changed status.
+    match old {
+        Some(old) => *old = fresh,
+        None => conditions.push(fresh),
+    }
 }
 
 fn remove_condition(status: &mut DeploymentStatus, kind: &str) {
@@ -142,24 +141,11 @@ pub fn progress(
             let text = format!("{what} has successfully progressed.");
             set_condition(status, PROGRESSING, true, NEW_SET_AVAILABLE, text, now);
         } else if moved(d, status) {
+            let text = format!("{what} is progressing.");
+            set_condition(status, PROGRESSING, true, "ReplicaSetUpdated", text, now);
             // Unlike other conditions, this one's update time says when progress was last seen.
-            let since = current
-                .as_ref()
-                .filter(|c| c.status == "True")
-                .and_then(|c| c.last_transition_time.clone());
-            remove_condition(status, PROGRESSING);
-            set_condition(
-                status,
-                PROGRESSING,
-                true,
-                "ReplicaSetUpdated",
-                format!("{what} is progressing."),
-                now,
-            );
-            if let (Some(since), Some(list)) = (since, &mut status.conditions)
-                && let Some(c) = list.iter_mut().find(|c| c.type_ == PROGRESSING)
-            {
-                c.last_transition_time = Some(since);
+            if let Some(c) = status.conditions.iter_mut().flatten().find(|c| c.type_ == PROGRESSING) {
+                c.last_update_time = Some(Time(now));
             }
         } else if timed_out(current.as_ref(), deadline_s, now) {
             let text = format!("{what} has timed out progressing.");

@@ -59,7 +59,7 @@ pub fn plan(rs: &ReplicaSet, pods: &[Arc<Pod>], related: &HashMap<String, usize>
             None => {}
         }
     }
-    let mut active: Vec<&Arc<Pod>> = own.iter().copied().filter(|p| is_active(p)).collect();
+    let active: Vec<&Arc<Pod>> = own.iter().copied().filter(|p| is_active(p)).collect();
     plan.status = status(rs, &own, &active, min_ready_s, now, &mut plan.requeue);
     // Adoption comes first: what is adopted need not be made.
     if is_deleting(rs) || !plan.adopt.is_empty() {
@@ -69,7 +69,7 @@ pub fn plan(rs: &ReplicaSet, pods: &[Arc<Pod>], related: &HashMap<String, usize>
         Ordering::Less => plan.create = (wanted - active.len()).min(BURST),
         Ordering::Greater => {
             let surplus = (active.len() - wanted).min(BURST);
-            active.sort_by(|a, b| expendable_first(a, b, related));
+            let active = by_expendability(active, related);
             plan.delete = active[..surplus].iter().map(|p| name_of(&***p).to_owned()).collect();
         }
         Ordering::Equal => {}
@@ -141,10 +141,31 @@ pub fn set_failure(status: &mut ReplicaSetStatus, failure: Option<(&str, String)
     }
 }
 
+/// Orders pods for deletion. Upstream ranks by how many related pods the node had at the start; here each pod taken
+/// lowers its node's rank, so that what remains stays spread.
+fn by_expendability<'a>(mut pods: Vec<&'a Arc<Pod>>, related: &HashMap<String, usize>) -> Vec<&'a Arc<Pod>> {
+    pods.sort_by(|a, b| expendable_first((a, 0), (b, 0)));
+    let mut taken: HashMap<String, usize> = HashMap::new();
+    let mut ranked: Vec<(&Arc<Pod>, usize)> = Vec::with_capacity(pods.len());
+    for pod in pods {
+        let node = node_of(pod);
+        let crowd = related.get(&node).copied().unwrap_or_default();
+        let before = taken.entry(node).or_default();
+        ranked.push((pod, crowd.saturating_sub(*before)));
+        *before += 1;
+    }
+    ranked.sort_by(|a, b| expendable_first((a.0, a.1), (b.0, b.1)));
+    ranked.into_iter().map(|(pod, _)| pod).collect()
+}
+
+fn node_of(pod: &Pod) -> String {
+    pod.spec.as_ref().and_then(|s| s.node_name.clone()).unwrap_or_default()
+}
+
 /// Upstream's order: not bound, not running, not ready, cheap by annotation, crowded node, shortly ready, restarting,
 /// young.
-fn expendable_first(a: &Pod, b: &Pod, related: &HashMap<String, usize>) -> Ordering {
-    let node = |p: &Pod| p.spec.as_ref().and_then(|s| s.node_name.clone()).unwrap_or_default();
+fn expendable_first((a, crowd_a): (&Pod, usize), (b, crowd_b): (&Pod, usize)) -> Ordering {
+    let node = node_of;
     let rank = |p: &Pod| match phase(p) {
         "Running" => 2,
         "Unknown" => 1,
@@ -154,7 +175,6 @@ fn expendable_first(a: &Pod, b: &Pod, related: &HashMap<String, usize>) -> Order
         let text = p.metadata.annotations.as_ref().and_then(|a| a.get(DELETION_COST));
         text.and_then(|t| t.parse::<i32>().ok()).unwrap_or_default()
     };
-    let crowd = |p: &Pod| related.get(&node(p)).copied().unwrap_or_default();
     let ready_at = |p: &Pod| crate::common::pod_condition(p, "Ready").and_then(|c| c.last_transition_time.clone());
     let restarts = |p: &Pod| {
         let all = p.status.as_ref().and_then(|s| s.container_statuses.as_ref());
@@ -172,7 +192,7 @@ fn expendable_first(a: &Pod, b: &Pod, related: &HashMap<String, usize>) -> Order
         .then_with(|| rank(a).cmp(&rank(b)))
         .then_with(|| is_ready(a).cmp(&is_ready(b)))
         .then_with(|| cost(a).cmp(&cost(b)))
-        .then_with(|| crowd(b).cmp(&crowd(a)))
+        .then_with(|| crowd_b.cmp(&crowd_a))
         .then_with(|| {
             if is_ready(a) && is_ready(b) {
                 ready_at(b).cmp(&ready_at(a))
