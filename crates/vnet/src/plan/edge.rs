@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
-use linux::nft::{Chain, ChainKind, Datum, Element, Family, Field, Hook, HookPoint, Rule, Set, Table};
+use linux::nft::{Chain, ChainKind, Datum, Element, Family, Field, Hook, HookPoint, Reject, Rule, Set, Table};
 use vnet_model::Mac;
 use vnet_model::fabric::FabricSpec;
 
@@ -98,7 +98,10 @@ fn edge_table(spec: &FabricSpec, sources: Vec<Element>, transit: Transit) -> Tab
                 Rule::new().established().accept(),
                 Rule::new().iifname("lo").accept(),
                 Rule::new().in_set([IpDaddr], "endpoints").accept(),
-                Rule::new().counter().drop().comment("no such endpoint"),
+                Rule::new()
+                    .counter()
+                    .reject(Reject::AdminProhibited)
+                    .comment("no such endpoint"),
             ],
         ),
         Chain {
@@ -117,7 +120,10 @@ fn edge_table(spec: &FabricSpec, sources: Vec<Element>, transit: Transit) -> Tab
                     .oifname(HOST_LINK)
                     .is_not(IpDaddr, Datum::Net(transit.range))
                     .accept(),
-                Rule::new().counter().drop().comment("not public"),
+                Rule::new()
+                    .counter()
+                    .reject(Reject::AdminProhibited)
+                    .comment("not public"),
             ],
         },
     ];
@@ -149,7 +155,7 @@ pub fn plan_host(spec: &FabricSpec, uplink: Option<&str>) -> NamespacePlan {
             Rule::new()
                 .iifname(&link)
                 .counter()
-                .drop()
+                .reject(Reject::AdminProhibited)
                 .comment("from a virtual network to the host"),
         ],
     );
@@ -175,7 +181,7 @@ pub fn plan_host(spec: &FabricSpec, uplink: Option<&str>) -> NamespacePlan {
         Rule::new()
             .iifname(&link)
             .counter()
-            .drop()
+            .reject(Reject::AdminProhibited)
             .comment("outward without an uplink"),
     );
     through.push(

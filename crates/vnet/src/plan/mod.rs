@@ -9,6 +9,9 @@
 //! Transit addresses: the range's first is the host's, the second the edge's, the fourth and later belong to virtual
 //! networks by slot. No link needs ARP: every neighbour is permanent.
 //!
+//! What is not allowed is answered (administratively prohibited), so that callers fail at once; only forged sources and
+//! strangers from the uplink are dropped without a word.
+//!
 //! Chains in a virtual network's namespace, by hook and priority (for tables that others install beside ours):
 //! prerouting -150 anti-spoofing, and the cluster mark on packets from group ports; prerouting -110 is left to the
 //! service proxy, which reads the mark; prerouting -101 refuses frontends without backends; prerouting -100 frontends and

@@ -120,7 +120,10 @@ fn protection(vnet: &VnetSpec, outward: Ipv4Addr) -> Table {
                     .in_set([IpDaddr, L4Proto, Field::Dport], "sockets")
                     .accept(),
                 edge_or_own(Rule::new()).in_set([IpDaddr], "local").accept(),
-                Rule::new().counter().drop().comment("no such socket"),
+                Rule::new()
+                    .counter()
+                    .reject(Reject::AdminProhibited)
+                    .comment("no such socket"),
             ],
         ),
         Chain::base(

@@ -125,7 +125,7 @@ impl Machine {
 /// Connects and reads everything.
 pub fn ask(to: &str) -> Result<String, String> {
     let to: SocketAddr = to.parse().unwrap();
-    let mut stream = TcpStream::connect_timeout(&to, Duration::from_millis(700)).map_err(|e| e.to_string())?;
+    let mut stream = TcpStream::connect_timeout(&to, Duration::from_secs(3)).map_err(|e| e.to_string())?;
     stream.set_read_timeout(Some(Duration::from_secs(3))).unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).map_err(|e| e.to_string())?;
