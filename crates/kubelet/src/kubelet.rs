@@ -121,7 +121,8 @@ impl Core {
 
     /// Room for one more pod, beside the ones that hold theirs. Upstream's reasons.
     pub fn fits(&self, view: &PodView) -> Result<(), Refusal> {
-        let (mut pods, mut cpu, mut memory) = (1, view.request_milli("cpu"), view.request_milli("memory"));
+        let own = (view.request_milli("cpu"), view.request_milli("memory") / 1000);
+        let (mut pods, mut cpu, mut memory) = (1, own.0, own.1);
         for (uid, h) in self.pods.lock().iter() {
             // A pod holds room once it has a sandbox; two that are admitted at one instant may both see room, as the
             // scheduler, which counts all bound pods, has made sure there is.
@@ -129,10 +130,9 @@ impl Core {
             if *uid == view.uid || seen.runtime.sandbox_ready().is_none() {
                 continue;
             }
-            let other = PodView::new(h.desired.borrow().pod.clone());
             pods += 1;
-            cpu += other.request_milli("cpu");
-            memory += other.request_milli("memory");
+            cpu += seen.request.0;
+            memory += seen.request.1;
         }
         let c = &self.config.capacity;
         let over = |what: &str, want: i64, have: i64| Refusal {
@@ -146,11 +146,11 @@ impl Core {
         if pods > c.pods {
             return Err(over("pods", pods, c.pods));
         }
-        if view.request_milli("cpu") > 0 && cpu > c.cpu_milli {
+        if own.0 > 0 && cpu > c.cpu_milli {
             return Err(over("cpu", cpu, c.cpu_milli));
         }
-        if view.request_milli("memory") > 0 && memory / 1000 > c.memory_bytes {
-            return Err(over("memory", memory / 1000, c.memory_bytes));
+        if own.1 > 0 && memory > c.memory_bytes {
+            return Err(over("memory", memory, c.memory_bytes));
         }
         Ok(())
     }

@@ -79,7 +79,7 @@ pub async fn run(core: Arc<Core>, shutdown: Shutdown) {
     }
 }
 
-/// Creates the Node, or brings labels, annotations and taints of an existing one up to date. Tries until it works.
+/// Creates the Node, or brings labels and annotations of an existing one up to date. Tries until it works.
 async fn register(core: &Core) {
     let mut wait = RETRY;
     loop {
@@ -112,6 +112,7 @@ async fn register(core: &Core) {
     }
 }
 
+/// Taints are for a node that is new: on one that exists they are other people's business, and the API refuses them.
 fn merge(mut found: Node, wanted: &Node) -> Node {
     found
         .metadata
@@ -126,19 +127,6 @@ fn merge(mut found: Node, wanted: &Node) -> Node {
     let wanted = wanted.spec.clone().unwrap_or_default();
     if spec.provider_id.is_none() {
         spec.provider_id = wanted.provider_id;
-    }
-    let taints = spec.taints.get_or_insert_default();
-    for t in wanted.taints.unwrap_or_default() {
-        if !taints
-            .iter()
-            .any(|o| o.key == t.key && o.effect == t.effect && o.value == t.value)
-        {
-            taints.retain(|o| !(o.key == t.key && o.effect == t.effect));
-            taints.push(t);
-        }
-    }
-    if taints.is_empty() {
-        spec.taints = None;
     }
     found
 }

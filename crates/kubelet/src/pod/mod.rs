@@ -3,6 +3,8 @@
 pub mod hooks;
 pub mod ops;
 pub mod plan;
+#[cfg(test)]
+mod plan_tests;
 pub mod refuse;
 pub mod start;
 pub mod status;

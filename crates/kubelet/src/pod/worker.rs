@@ -61,6 +61,8 @@ pub struct Seen {
     pub runtime: PodRuntime,
     pub status: PodStatus,
     pub phase: Option<Phase>,
+    /// Requests of the pod: thousandths of a core, bytes.
+    pub request: (i64, i64),
     /// What a relist found where it differs; the worker takes it.
     pub relisted: Option<PodRuntime>,
 }
@@ -111,6 +113,7 @@ impl Worker {
             let d = desired.borrow();
             (Arc::new(PodView::new(d.pod.clone())), d.gone)
         };
+        seen.lock().request = (view.request_milli("cpu"), view.request_milli("memory") / 1000);
         let last = view.pod.status.clone().unwrap_or_default();
         let writer = Writer::start(
             core.clone(),

@@ -37,6 +37,8 @@ struct Options {
     tail: Option<u64>,
     limit: Option<u64>,
     since: Option<Timestamp>,
+    /// Only this stream: `stdout` or `stderr`.
+    stream: Option<&'static str>,
 }
 
 pub(crate) async fn serve(
@@ -100,6 +102,23 @@ pub(crate) async fn serve(
         tail: query.number("tailLines")?,
         limit: query.number("limitBytes")?,
         since,
+        stream: None,
+    };
+    let options = match query.get("stream") {
+        None | Some("" | "All") => options,
+        Some("Stdout") => Options {
+            stream: Some("stdout"),
+            ..options
+        },
+        Some("Stderr") => Options {
+            stream: Some("stderr"),
+            ..options
+        },
+        Some(other) => {
+            return Err(Refused::bad(format!(
+                "stream: {other:?} is none of All, Stdout, Stderr"
+            )));
+        }
     };
     let meta = &shown.pod.metadata;
     let uid = meta.uid.clone().unwrap_or_default();
@@ -221,7 +240,7 @@ async fn copy<F: Future<Output = bool>>(
 
 /// Appends one line as the client sees it; true if its text goes on in the next.
 fn push(line: &[u8], options: &Options, begins: bool, out: &mut Vec<u8>) -> bool {
-    let Some((time, partial, text)) = parse(line) else {
+    let Some((time, stream, partial, text)) = parse(line) else {
         out.extend_from_slice(line);
         return false;
     };
@@ -231,6 +250,9 @@ fn push(line: &[u8], options: &Options, begins: bool, out: &mut Vec<u8>) -> bool
             .and_then(|t| t.parse::<Timestamp>().ok())
             .is_some_and(|t| t < since)
     {
+        return partial;
+    }
+    if options.stream.is_some_and(|s| s.as_bytes() != stream) {
         return partial;
     }
     if options.timestamps && begins {
@@ -244,8 +266,8 @@ fn push(line: &[u8], options: &Options, begins: bool, out: &mut Vec<u8>) -> bool
     partial
 }
 
-/// Time, whether it is partial, text without the line's end.
-fn parse(line: &[u8]) -> Option<(&[u8], bool, &[u8])> {
+/// Time, stream, whether it is partial, text without the line's end.
+fn parse(line: &[u8]) -> Option<(&[u8], &[u8], bool, &[u8])> {
     let line = line.strip_suffix(b"\n").unwrap_or(line);
     let mut parts = line.splitn(4, |b| *b == b' ');
     let (time, stream, tag, text) = (
@@ -257,7 +279,7 @@ fn parse(line: &[u8]) -> Option<(&[u8], bool, &[u8])> {
     if !matches!(stream, b"stdout" | b"stderr") {
         return None;
     }
-    Some((time, tag.first() == Some(&b'P'), text))
+    Some((time, stream, tag.first() == Some(&b'P'), text))
 }
 
 /// Offset of the last `n` lines, read backwards in blocks.
