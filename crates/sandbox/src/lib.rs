@@ -8,7 +8,11 @@
 #[cfg(feature = "engine")]
 pub mod api;
 #[cfg(feature = "engine")]
+pub mod embedded;
+#[cfg(feature = "engine")]
 pub mod images;
+#[cfg(feature = "engine")]
+pub mod runc;
 pub mod supervisor;
 
 #[cfg(feature = "engine")]

@@ -108,6 +108,14 @@ impl Group {
         Group::new(self.hierarchy.clone(), &self.path.join(name))
     }
 
+    /// Names of the groups directly below, in no order; empty if the group is gone.
+    pub fn children(&self) -> Vec<String> {
+        let Some(dir) = self.hierarchy.kill_directory(&self.path) else { return Vec::new() };
+        let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+        let dirs = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+        dirs.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+    }
+
     /// All directories of this group: one for version 2, one per controller for version 1.
     pub fn directories(&self) -> Vec<PathBuf> {
         self.hierarchy.directories(&self.path)

@@ -480,7 +480,7 @@ impl Supervisor {
             .retain(|_, target| *target != Target::Report(id.to_owned()));
         // A report is one small write, so it is there as a whole; the end without one is a helper that died.
         let _ = report.set_nonblocking(false);
-        let _ = report.set_read_timeout(Some(Duration::from_secs(1)));
+        let _ = report.set_read_timeout(Some(Duration::from_millis(50)));
         let (pid, fd) = match protocol::receive::<HelperReport>(&mut report) {
             Ok((HelperReport::Started { pid }, mut fds)) => (pid, fds.pop()),
             Ok((HelperReport::Failed { message }, _)) => return self.spawn_failed(id, &message),
