@@ -180,6 +180,7 @@ pub struct Client {
     base: Arc<str>,
     authorization: Option<Arc<http::HeaderValue>>,
     timeout: Duration,
+    upgrades: Option<Arc<crate::exec::Upgrades>>,
 }
 
 impl std::fmt::Debug for Client {
@@ -198,6 +199,7 @@ impl Client {
             base: "".into(),
             authorization: None,
             timeout: CALL_TIMEOUT,
+            upgrades: None,
         }
     }
 
@@ -211,6 +213,7 @@ impl Client {
             base: built.base.into(),
             authorization: built.authorization.map(Arc::new),
             timeout: CALL_TIMEOUT,
+            upgrades: Some(Arc::new(built.upgrades)),
         })
     }
 
@@ -218,6 +221,19 @@ impl Client {
     pub fn with_timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
         self
+    }
+
+    pub(crate) fn upgrades(&self) -> Option<Arc<crate::exec::Upgrades>> {
+        self.upgrades.clone()
+    }
+
+    pub(crate) fn authorization(&self) -> Option<&http::HeaderValue> {
+        self.authorization.as_deref()
+    }
+
+    /// The WebSocket URL of a path.
+    pub(crate) fn absolute(&self, path: &str) -> String {
+        format!("wss://{}{path}", self.base.trim_start_matches("https://"))
     }
 
     /// The object. Not found is an error.
@@ -473,7 +489,7 @@ async fn collect(mut body: Body, operation: &str) -> Result<Bytes, Error> {
     Ok(if rest.is_empty() { first } else { rest.freeze() })
 }
 
-fn failure(code: StatusCode, bytes: &[u8], operation: String) -> Error {
+pub(crate) fn failure(code: StatusCode, bytes: &[u8], operation: String) -> Error {
     let mut status: ApiStatus = serde_json::from_slice(bytes).unwrap_or_default();
     status.code = code.as_u16();
     if status.message.is_empty() {

@@ -19,6 +19,7 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tower::Service;
 
+use crate::exec::Upgrades;
 use crate::{Body, BoxError, Error, ErrorKind, LocalService};
 
 /// A connection slower than this is given up.
@@ -98,6 +99,7 @@ pub(crate) struct Built {
     pub service: LocalService,
     pub base: String,
     pub authorization: Option<HeaderValue>,
+    pub upgrades: Upgrades,
 }
 
 pub(crate) fn build(config: HttpsConfig) -> Result<Built, Error> {
@@ -121,9 +123,17 @@ pub(crate) fn build(config: HttpsConfig) -> Result<Built, Error> {
         Identity::ClientCert { .. } | Identity::Anonymous => None,
     };
     let mut tls = tls_config(&config).map_err(|(what, source)| bad(what, source))?;
+    let dial = config.connector.unwrap_or_else(|| Arc::new(TcpDial));
+    let upgrades = Upgrades {
+        dial: dial.clone(),
+        // Without ALPN: an upgrade is HTTP/1.1.
+        tls: Arc::new(tls.clone()),
+        host: uri.host().unwrap_or_default().trim_matches(['[', ']']).to_owned(),
+        port: uri.port_u16().unwrap_or(443),
+    };
     tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     let connector = Connector {
-        dial: config.connector.unwrap_or_else(|| Arc::new(TcpDial)),
+        dial,
         tls: tokio_rustls::TlsConnector::from(Arc::new(tls)),
     };
     let pool = hyper_util::client::legacy::Client::builder(TokioExecutor::new())
@@ -146,6 +156,7 @@ pub(crate) fn build(config: HttpsConfig) -> Result<Built, Error> {
         service: LocalService::new(service),
         base,
         authorization,
+        upgrades,
     })
 }
 

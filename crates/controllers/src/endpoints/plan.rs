@@ -278,13 +278,16 @@ fn lay_out(endpoints: Vec<Endpoint>, same: &[&EndpointSlice]) -> Vec<Vec<Endpoin
     chunks
 }
 
-fn families(service: &Service) -> Vec<(&'static str, fn(&IpAddr) -> bool)> {
+/// An address type and the addresses that are of it.
+type Family = (&'static str, fn(&IpAddr) -> bool);
+
+fn families(service: &Service) -> Vec<Family> {
     let listed = service
         .spec
         .as_ref()
         .and_then(|s| s.ip_families.clone())
         .unwrap_or_default();
-    let mut out: Vec<(&'static str, fn(&IpAddr) -> bool)> = Vec::new();
+    let mut out: Vec<Family> = Vec::new();
     if listed.is_empty() || listed.iter().any(|f| f == "IPv4") {
         out.push(("IPv4", IpAddr::is_ipv4));
     }
