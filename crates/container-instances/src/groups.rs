@@ -156,13 +156,16 @@ impl Groups {
     }
 
     fn begin(&self, uid: &str, cause: &str) -> Result<(), Error> {
-        let Some(subject) = self.subjects.lock().get(uid).cloned() else {
-            return Ok(());
-        };
-        self.meter.begin(&subject, cause).map(drop).map_err(|e| Error::Runtime {
+        let failed = |reason: String| Error::Runtime {
             doing: "opening the usage record".into(),
-            reason: stdx::chain(&e).to_string(),
-        })
+            reason,
+        };
+        let subject = self.subjects.lock().get(uid).cloned();
+        let subject = subject.ok_or_else(|| failed(format!("group {uid} was not admitted")))?;
+        self.meter
+            .begin(&subject, cause)
+            .map(drop)
+            .map_err(|e| failed(stdx::chain(&e).to_string()))
     }
 
     fn end(&self, uid: &str) {
@@ -228,6 +231,17 @@ impl Hooks for Groups {
             .lock()
             .insert(view.uid.clone(), subject(&self.config, &view));
         Ok(())
+    }
+
+    async fn adopted(&self, pod: &Pod) {
+        let view = PodView::new(Arc::new(pod.clone()));
+        let phase = view.pod.status.as_ref().and_then(|s| s.phase.as_deref());
+        if !matches!(phase, Some("Succeeded" | "Failed")) {
+            self.ledger.lock().adopt(&view.uid, Share::of(&view));
+        }
+        self.subjects
+            .lock()
+            .insert(view.uid.clone(), subject(&self.config, &view));
     }
 
     async fn pulling(&self, pod: &PodIdentity) {

@@ -166,6 +166,8 @@ pub trait Hooks: Send + Sync + 'static {
     async fn admit(&self, _pod: &Pod) -> Result<(), Refusal> {
         Ok(())
     }
+    /// The pod ran before this agent did and goes on: it is not asked whether it may. May repeat.
+    async fn adopted(&self, _pod: &Pod) {}
     /// The first image of the pod is about to be pulled.
     async fn pulling(&self, _pod: &PodIdentity) {}
     /// Nothing of the pod runs any more and nothing will (it ended, was deleted or was lost). May repeat.

@@ -96,6 +96,8 @@ pub struct Worker {
     writer: Writer,
     stop_grace_s: Option<i64>,
     admitted: bool,
+    /// Ran before this agent did, and the hooks have not been told yet.
+    adopted: bool,
     admit_at: Option<Timestamp>,
     volumes_at: Instant,
 }
@@ -154,6 +156,7 @@ impl Worker {
             last,
             writer,
             admitted: adopted,
+            adopted,
             admit_at: None,
             volumes_at: Instant::now() + refresh,
         }
@@ -409,6 +412,9 @@ impl Worker {
 
     /// Asks once whether the pod may run here, and again while the answer may change.
     async fn admit(&mut self) {
+        if std::mem::take(&mut self.adopted) {
+            self.core.config.hooks.adopted(&self.view.pod).await;
+        }
         let now = self.core.now();
         if self.admitted || self.gone || self.view.deleting() {
             return;
