@@ -31,25 +31,7 @@ fn a_pod_runs_logs_and_ends() {
         world.engine.remove_sandbox(&sandbox).await.unwrap();
         world.engine.remove_sandbox(&sandbox).await.unwrap();
         assert!(world.engine.list_containers().await.unwrap().is_empty());
-        for dir in [
-            "root/containers",
-            "root/sandboxes",
-            "run/c",
-            "run/s",
-            "run/runc",
-            "init/exits",
-        ] {
-            let left: Vec<_> = world
-                .dir
-                .join(dir)
-                .read_dir()
-                .unwrap()
-                .map(|entry| entry.unwrap().path())
-                .collect();
-            assert!(left.is_empty(), "{left:?}");
-        }
-        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
-        assert!(!mounts.contains(world.dir.join("run").to_str().unwrap()), "{mounts}");
+        world.assert_empty();
     });
 }
 
@@ -466,5 +448,49 @@ fn containers_of_a_pod_share_what_they_should() {
             world.engine.stop_container(id, 0).await.unwrap();
         }
         world.engine.remove_sandbox(&sandbox).await.unwrap();
+    });
+}
+
+/// The process with the engine is killed with SIGKILL at moments spread over a pod's way; its successor must find a clean
+/// world: whole pods that run, and nothing of the unfinished one.
+#[test]
+fn a_killed_engine_leaves_whole_pods_or_nothing() {
+    const NAME: &str = "a_killed_engine_leaves_whole_pods_or_nothing";
+    isolated(NAME, async |mut world| {
+        let (mut running, mut unfinished) = (0, 0);
+        for round in 0..8 {
+            let mut victim = common::victim(NAME);
+            let count = |dir: &str| world.dir.join(dir).read_dir().map_or(0, Iterator::count);
+            until("the victim works", async || count("root/containers") > 0).await;
+            // Spread over some 50 ms, the time of a pod.
+            tokio::time::sleep(Duration::from_millis(7 * round)).await;
+            victim.kill().unwrap();
+            victim.wait().unwrap();
+            world.reopen().await;
+            let containers = world.engine.list_containers().await.unwrap();
+            for container in &containers {
+                match container.state {
+                    ContainerState::Running => {
+                        assert_eq!(world.sh(&container.id, "echo alive").await, (0, "alive\n".into()));
+                        running += 1;
+                    }
+                    ContainerState::Created => {
+                        world.engine.start_container(&container.id).await.unwrap();
+                        unfinished += 1;
+                    }
+                    ContainerState::Exited => {
+                        assert_eq!(container.reason, "ContainerStatusUnknown");
+                        unfinished += 1;
+                    }
+                }
+            }
+            for sandbox in world.engine.list_sandboxes().await.unwrap() {
+                assert_eq!(sandbox.state, SandboxState::Ready);
+                world.engine.remove_sandbox(&sandbox.id).await.unwrap();
+            }
+            world.assert_empty();
+        }
+        println!("{running} running, {unfinished} unfinished containers were found");
+        assert!(running > 0);
     });
 }

@@ -44,6 +44,8 @@ use crate::{
     supervisor::client::{Client, ClientError},
 };
 
+/// Longer than the supervisor lets a helper work.
+const START_PATIENCE: std::time::Duration = std::time::Duration::from_secs(35);
 /// Events a reader may be behind before it is told to list again.
 const EVENTS_MAX: usize = 1024;
 
@@ -241,8 +243,21 @@ impl Inner {
             let (inner, id) = (self.clone(), container.id.clone());
             blocking(move || inner.erase_container(&id)).await?;
         }
-        let inner = self.clone();
-        blocking(move || inner.reconcile_exits()).await?;
+        // A start that our predecessor did not see through is still under way at the supervisor, which bounds it.
+        let end = std::time::Instant::now() + START_PATIENCE;
+        loop {
+            let inner = self.clone();
+            blocking(move || inner.reconcile_exits()).await?;
+            let starting = self
+                .containers
+                .lock()
+                .values()
+                .any(|container| container.record().phase == ContainerPhase::Starting);
+            if !starting || std::time::Instant::now() > end {
+                break;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
         let sandboxes = self.sandboxes.lock();
         Ok(sandboxes
             .values()

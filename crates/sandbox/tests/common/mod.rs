@@ -21,10 +21,14 @@ use sandbox::{
 };
 
 const INSIDE: &str = "OAKS_TEST_DIR";
+const VICTIM: &str = "OAKS_TEST_VICTIM";
 
 /// Runs `body` in its own namespaces; `name` is the test's own.
 pub fn isolated<F: Future<Output = ()>>(name: &str, body: impl FnOnce(World) -> F) {
     if let Some(dir) = std::env::var_os(INSIDE) {
+        if std::env::var_os(VICTIM).is_some() {
+            return start_pods_for_ever(Path::new(&dir));
+        }
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .enable_all()
@@ -75,6 +79,50 @@ pub fn isolated<F: Future<Output = ()>>(name: &str, body: impl FnOnce(World) -> 
     );
 }
 
+/// A second process of this test with an engine of its own that starts pods until it is killed.
+pub fn victim(name: &str) -> Child {
+    let args = [name, "--exact", "--nocapture", "--test-threads", "1"];
+    Command::new(std::env::current_exe().unwrap())
+        .args(args)
+        .env(VICTIM, "1")
+        .spawn()
+        .unwrap()
+}
+
+fn start_pods_for_ever(dir: &Path) {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        let engine = open_engine(dir, Arc::new(NoNetwork)).await;
+        for number in 0.. {
+            let name = format!("victim-{}-{number}", std::process::id());
+            let sandbox = engine.run_sandbox(pod(dir, &name)).await.unwrap();
+            let id = engine
+                .create_container(&sandbox, sh("main", "exec sleep 1000"))
+                .await
+                .unwrap();
+            engine.start_container(&id).await.unwrap();
+        }
+    });
+}
+
+fn pod(dir: &Path, name: &str) -> SandboxConfig {
+    SandboxConfig {
+        pod: PodIdentity {
+            uid: format!("uid-{name}"),
+            namespace: "default".into(),
+            name: name.into(),
+            attempt: 0,
+        },
+        hostname: name.into(),
+        log_directory: dir.join("logs").join(name),
+        ..SandboxConfig::default()
+    }
+}
+
 fn cgroup_name(dir: &Path) -> String {
     format!(
         "oaks-test-{}",
@@ -117,17 +165,36 @@ impl World {
     }
 
     pub fn pod(&self, name: &str) -> SandboxConfig {
-        SandboxConfig {
-            pod: PodIdentity {
-                uid: format!("uid-{name}"),
-                namespace: "default".into(),
-                name: name.into(),
-                attempt: 0,
-            },
-            hostname: name.into(),
-            log_directory: self.dir.join("logs").join(name),
-            ..SandboxConfig::default()
+        pod(&self.dir, name)
+    }
+
+    /// Nothing of any pod is left: no directory, mount, process or exit record.
+    pub fn assert_empty(&self) {
+        for dir in [
+            "root/containers",
+            "root/sandboxes",
+            "run/c",
+            "run/s",
+            "run/runc",
+            "init/exits",
+        ] {
+            let entries = self.dir.join(dir).read_dir().into_iter().flatten();
+            let left: Vec<_> = entries.map(|entry| entry.unwrap().path()).collect();
+            assert!(left.is_empty(), "{left:?}");
         }
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+        assert!(!mounts.contains(self.dir.join("run").to_str().unwrap()), "{mounts}");
+        let group = linux::cgroup::Hierarchy::detect()
+            .unwrap()
+            .group(cgroup_name(&self.dir))
+            .unwrap();
+        assert!(
+            group.children().is_empty() && group.processes().unwrap().is_empty(),
+            "{:?}",
+            group.children()
+        );
+        let known = Client::new(self.dir.join("init.sock")).list().unwrap();
+        assert!(known.is_empty(), "{known:?}");
     }
 
     pub async fn sandbox(&self, name: &str) -> String {
