@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 use serde_json::{Value, json};
 use stdx::{Rng, SharedClock, Shutdown};
 use store::Keyspace;
+use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 
 use crate::admission::ServiceRange;
@@ -24,6 +25,9 @@ use crate::{ApiServerConfig, Error, LocalService, auth, events, router, server};
 
 /// How long issued admin credentials last.
 const KUBECONFIG_TTL: Duration = Duration::from_secs(365 * 24 * 3600);
+
+/// Short requests of one cluster at a time; more are told to come back (429).
+const INFLIGHT_MAX: usize = 3000;
 
 /// What a cluster is.
 #[derive(Clone, Debug)]
@@ -149,6 +153,8 @@ pub struct Cluster {
     pub(crate) service_accounts: Arc<Resource>,
     pub(crate) pods: Arc<Resource>,
     pub(crate) documents: Arc<apimachinery::openapi::Documents>,
+    /// Slots of short requests.
+    pub(crate) inflight: Semaphore,
     random: Mutex<Rng>,
 }
 
@@ -186,7 +192,7 @@ impl Cluster {
                 source,
             })?;
             let keyspace = engine.keyspace(&config.name).map_err(store)?;
-            let registry = Registry::open(&*keyspace, clock.clone()).map_err(store)?;
+            let registry = Registry::open(&*keyspace, &pki.sealer, clock.clone()).map_err(store)?;
             let builtin = TypeTable::builtin();
             let table = if config.extra_kinds.is_empty() {
                 builtin
@@ -216,6 +222,7 @@ impl Cluster {
                 documents: crate::nonresource::documents(&table),
                 metrics: Metrics::default(),
                 shutdown: Shutdown::new(),
+                inflight: Semaphore::new(INFLIGHT_MAX),
                 random: Mutex::new(Rng::from_entropy()),
                 config,
                 table,

@@ -25,6 +25,7 @@ mod registry;
 mod request;
 mod respond;
 mod router;
+mod seal;
 mod server;
 mod strategy;
 

@@ -1,6 +1,6 @@
 //! A cluster's keys: its certificate authority, the API server's own certificates, and the key that signs tokens.
 //!
-//! `ca.crt`, `ca.key` and `sa.key` live in the cluster's directory, mode 0600 in a directory of mode 0700. Everything else
+//! `ca.crt`, `ca.key`, `sa.key` and `secrets.key` live in the cluster's directory, mode 0600 in a directory of mode 0700. Everything else
 //! is issued anew at each start, so that names follow the configuration.
 
 use std::fs;
@@ -24,6 +24,7 @@ use stdx::Clock;
 use crate::admission::ServiceRange;
 use crate::auth::jwt::{SigningKey, TokenError};
 use crate::cluster::ClusterConfig;
+use crate::seal::{SealError, Sealer};
 
 const CA_TTL: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 const SERVING_TTL: Duration = Duration::from_secs(365 * 24 * 3600);
@@ -46,6 +47,8 @@ pub enum PkiError {
         what: &'static str,
         source: rustls_pki_types::pem::Error,
     },
+    #[error("the key for secrets cannot be used")]
+    Seal(#[source] SealError),
     #[error("the token key on disk cannot be used")]
     Token(#[source] TokenError),
     #[error("a certificate carries at most {max} groups, not {given}")]
@@ -59,6 +62,8 @@ pub struct Pki {
     pub ca_pem: String,
     issuer: Issuer<'static, KeyPair>,
     pub tokens: SigningKey,
+    /// Encrypts secrets in the store.
+    pub sealer: Sealer,
     /// For listeners: asks clients for certificates of this CA, takes connections without one.
     pub server: Arc<rustls::ServerConfig>,
     /// For connections to kubelets: presents the kubelet client certificate, trusts this CA.
@@ -97,6 +102,7 @@ impl Pki {
             .map_err(io("creating"))?;
         let ca_key = key_file(&dir.join("ca.key"))?;
         let sa_key = key_file(&dir.join("sa.key"))?;
+        let sealer = seal_key(&dir.join("secrets.key"))?;
         let certificate = dir.join("ca.crt");
         let ca_pem = match fs::read_to_string(&certificate) {
             Ok(pem) => pem,
@@ -170,6 +176,7 @@ impl Pki {
             ca_pem,
             issuer,
             tokens,
+            sealer,
             server: Arc::new(server),
             kubelet_client: Arc::new(kubelet_client),
         })
@@ -338,6 +345,26 @@ fn key_file(path: &Path) -> Result<KeyPair, PkiError> {
             source,
         }),
     }
+}
+
+/// Reads the key for secrets, or makes it.
+fn seal_key(path: &Path) -> Result<Sealer, PkiError> {
+    let key = match fs::read(path) {
+        Ok(key) => key,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let key = Sealer::generate().map_err(PkiError::Seal)?.to_vec();
+            write_new(path, &key)?;
+            key
+        }
+        Err(source) => {
+            return Err(PkiError::Io {
+                action: "reading",
+                path: path.to_owned(),
+                source,
+            });
+        }
+    };
+    Sealer::new(&key).map_err(PkiError::Seal)
 }
 
 /// Writes a file whole or not at all: a temporary one, synced, then renamed.

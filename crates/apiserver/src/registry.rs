@@ -19,6 +19,7 @@ use tokio::sync::watch;
 
 use crate::fields;
 use crate::object::{Encoded, Object};
+use crate::seal::Sealer;
 
 /// Events kept per resource for watches that resume.
 const RING_EVENTS_MAX: usize = 4096;
@@ -220,7 +221,7 @@ impl Registry {
     ///
     /// # Assumptions
     /// Nobody writes to the keyspace before this returns.
-    pub fn open(keyspace: &dyn Keyspace, clock: SharedClock) -> Result<Arc<Self>, store::Error> {
+    pub fn open(keyspace: &dyn Keyspace, sealer: &Sealer, clock: SharedClock) -> Result<Arc<Self>, store::Error> {
         let mut claims = HashSet::new();
         keyspace.range(b"a/", &mut |entry| {
             claims.insert(entry.key);
@@ -237,7 +238,8 @@ impl Registry {
                 return;
             };
             let resource = registry.resource(group, plural);
-            match Encoded::recover(entry.value, resource.fields) {
+            let opened = sealer.open(&entry.key, entry.value).ok();
+            match opened.and_then(|value| Encoded::recover(value, resource.fields)) {
                 Some(encoded) => {
                     let object = Object::new(encoded, entry.mod_rev);
                     resource.state.write().objects.insert(name.into(), object);
@@ -245,7 +247,7 @@ impl Registry {
                 None => {
                     corrupt = Some(store::Error::Corrupt {
                         key: entry.key.clone(),
-                        reason: "not an object encoding",
+                        reason: "no object encoding, or sealed with another key",
                     });
                 }
             }

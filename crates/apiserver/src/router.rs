@@ -1,11 +1,12 @@
 //! From a request to its handler: identity, authorization, resource, verb, metrics.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use apimachinery::status::Status;
+use http::header::{CONNECTION, HeaderValue, UPGRADE};
 use http::request::Parts;
-use http::{HeaderMap, Method, Request, Response, StatusCode};
+use http::{HeaderMap, Method, Request, Response, StatusCode, Version};
 
 use crate::auth::{self, Attributes, Decision, MASTERS, UserInfo, tokens};
 use crate::cluster::{Cluster, Served};
@@ -15,6 +16,9 @@ use crate::negotiate::{self, Offer, Output};
 use crate::request::{self, Query, RequestInfo, Target};
 use crate::strategy::Part;
 use crate::{Body, nonresource, respond};
+
+/// Longest time for anything but watches and connections to nodes, as upstream's.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Answers one request. `user` is what the connection proves; without it a bearer token may tell.
 pub async fn handle(cluster: Arc<Cluster>, user: Option<UserInfo>, request: Request<Body>) -> Response<Body> {
@@ -41,14 +45,13 @@ pub async fn handle(cluster: Arc<Cluster>, user: Option<UserInfo>, request: Requ
         },
     };
     let long = matches!(info.verb, "watch") || info.target.as_ref().is_some_and(|t| connect::is_stream(&t.subresource));
-    if !long {
-        cluster.metrics.inflight.get_or_create(&kind).inc();
-    }
     let head = parts.method == Method::HEAD;
-    let result = serve(&cluster, user, parts, body, &info, query).await;
-    if !long {
-        cluster.metrics.inflight.get_or_create(&kind).dec();
-    }
+    let failed_upgrade_closes = parts.version == Version::HTTP_11 && parts.headers.contains_key(UPGRADE);
+    let result = if long {
+        serve(&cluster, user, parts, body, &info, query).await
+    } else {
+        bounded(&cluster, &kind, serve(&cluster, user, parts, body, &info, query)).await
+    };
     let mut response = result.unwrap_or_else(|status| {
         if status.code() >= 500 {
             tracing::warn!(
@@ -62,11 +65,36 @@ pub async fn handle(cluster: Arc<Cluster>, user: Option<UserInfo>, request: Requ
         }
         respond::status(&cluster, &status, output)
     });
+    if failed_upgrade_closes && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+        // The client may already have sent bytes of the protocol that it did not get.
+        response
+            .headers_mut()
+            .insert(CONNECTION, HeaderValue::from_static("close"));
+    }
     if head {
         *response.body_mut() = respond::full(bytes::Bytes::new());
     }
     record(&cluster, &info, response.status(), started, long);
     response
+}
+
+/// Runs a request that should be short: counted, at most so many at a time, and not for ever.
+async fn bounded(
+    cluster: &Cluster,
+    kind: &KindLabels,
+    request: impl Future<Output = Result<Response<Body>, Status>>,
+) -> Result<Response<Body>, Status> {
+    let Ok(_slot) = cluster.inflight.try_acquire() else {
+        return Err(Status::too_many_requests(
+            "too many requests, please try again later",
+            1,
+        ));
+    };
+    let gauge = cluster.metrics.inflight.get_or_create(kind).clone();
+    gauge.inc();
+    let result = tokio::time::timeout(REQUEST_TIMEOUT, request).await;
+    gauge.dec();
+    result.unwrap_or_else(|_| Err(Status::timeout("request did not complete within 60s", 0)))
 }
 
 fn is_mutating(method: &Method) -> bool {

@@ -244,6 +244,10 @@ async fn a_restart_keeps_keys_objects_and_revisions() {
         let object = json!({"metadata": {"name": "m", "labels": {"a": "b"}}, "data": {"k": "v"}}).to_string();
         let (code, made) = common::call(&local, "POST", maps, "application/json", object).await;
         assert_eq!(code, 201, "{made}");
+        let secret = json!({"metadata": {"name": "s"}, "stringData": {"k": "very-secret-words"}}).to_string();
+        let secrets = "/api/v1/namespaces/default/secrets";
+        let (code, made_secret) = common::call(&local, "POST", secrets, "application/json", secret).await;
+        assert_eq!(code, 201, "{made_secret}");
         let certificate = cluster
             .issue_client_cert("x", &["system:masters"], Duration::from_secs(60))
             .unwrap();
@@ -257,6 +261,22 @@ async fn a_restart_keeps_keys_objects_and_revisions() {
     let local = cluster.local_service(apiserver::UserInfo::admin("t"));
     let (_, after) = common::call(&local, "GET", &format!("{maps}/m"), "", "").await;
     assert_eq!(after, before);
+    let (_, secret) = common::call(&local, "GET", "/api/v1/namespaces/default/secrets/s", "", "").await;
+    assert_eq!(secret["data"]["k"], "dmVyeS1zZWNyZXQtd29yZHM=", "{secret}");
+    let mut files = vec![dir.path().join("store")];
+    while let Some(path) = files.pop() {
+        if path.is_dir() {
+            files.extend(std::fs::read_dir(path).unwrap().map(|e| e.unwrap().path()));
+            continue;
+        }
+        let content = std::fs::read(&path).unwrap();
+        for clear in [&b"very-secret-words"[..], b"dmVyeS1zZWNyZXQtd29yZHM="] {
+            assert!(
+                !content.windows(clear.len()).any(|w| w == clear),
+                "{path:?} holds a secret in the clear"
+            );
+        }
+    }
     let (_, listed) = common::call(&local, "GET", &format!("{maps}?labelSelector=a%3Db"), "", "").await;
     assert_eq!(listed["items"].as_array().unwrap().len(), 1);
     assert_eq!(

@@ -214,3 +214,34 @@ async fn reopening_recovers_values_and_the_revision() {
     assert!(matches!(ks.watch(last - 1), Err(WatchError::Compacted { .. })));
     assert!(put(&*ks, "k000", "w").await > last);
 }
+
+#[tokio::test]
+async fn any_bytes_survive_reopening() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut state = 7_u64;
+    let mut random = |n: usize| -> Vec<u8> {
+        (0..n)
+            .map(|_| {
+                state = state
+                    .wrapping_mul(6364136223846793005)
+                    .wrapping_add(1442695040888963407);
+                (state >> 33) as u8
+            })
+            .collect()
+    };
+    let values: Vec<Vec<u8>> = (0..60).map(|i| random([0, 1, 7, 200, 300, 5000][i % 6])).collect();
+    {
+        let engine = LocalEngine::open(dir.path()).unwrap();
+        let ks = engine.keyspace("c").unwrap();
+        for (i, value) in values.iter().enumerate() {
+            ks.txn(vec![], vec![Op::put(format!("k{i:03}"), value.clone())])
+                .await
+                .unwrap();
+        }
+    }
+    let engine = reopen(dir.path()).await;
+    let ks = engine.keyspace("c").unwrap();
+    let mut found = Vec::new();
+    ks.range(b"", &mut |e| found.push(e.value.to_vec())).unwrap();
+    assert!(found == values, "{} of {}", found.len(), values.len());
+}

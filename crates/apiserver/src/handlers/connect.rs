@@ -63,31 +63,16 @@ pub async fn connect(cx: &Context, parts: Parts, body: Body) -> Result<Response<
     match (cx.served.info.plural.as_str(), cx.target.subresource.as_str()) {
         ("nodes", "proxy") => node_proxy(cx, parts, body).await,
         ("pods", "log") => log(cx).await,
-        ("pods", "exec" | "attach") => exec(cx, parts).await.map(closing),
-        ("pods", "portforward") => Ok(closing(refusal(
-            cx,
+        ("pods", "exec" | "attach") => exec(cx, parts).await,
+        ("pods", "portforward") => Err(Status::bad_request(
             "port-forward is not served yet: every kubectl tunnels SPDY/3.1 for it, which this server does not speak; use a Service, or exec",
-        ))),
+        )),
         (resource, subresource) => {
             let mut status = Status::path_not_found();
             status.message = format!("{resource}/{subresource} is not served yet");
             Err(status)
         }
     }
-}
-
-fn refusal(cx: &Context, why: &str) -> Response<Body> {
-    respond::status(&cx.cluster, &Status::bad_request(why), crate::negotiate::Output::JSON)
-}
-
-/// After an upgrade that did not happen the connection is closed: the client may already have sent stream bytes.
-fn closing(mut response: Response<Body>) -> Response<Body> {
-    if response.status() != StatusCode::SWITCHING_PROTOCOLS {
-        response
-            .headers_mut()
-            .insert(CONNECTION, HeaderValue::from_static("close"));
-    }
-    response
 }
 
 /// The containers of a pod by name.

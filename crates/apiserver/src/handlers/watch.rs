@@ -59,11 +59,6 @@ pub fn watch(cx: &Context) -> Result<Response<Body>, Status> {
             ));
         }
     }
-    if send_initial == Some(true) && !bookmarks {
-        return Err(Status::bad_request(
-            "sendInitialEvents: Forbidden: sendInitialEvents is forbidden for watch unless allowWatchBookmarks is set",
-        ));
-    }
     let asked = if matches!(rv, "" | "0") {
         None
     } else {
@@ -117,7 +112,7 @@ pub fn watch(cx: &Context) -> Result<Response<Body>, Status> {
         output,
         include: cx.query.get("includeObject").to_owned(),
         initial: initial.into_iter(),
-        end_initial: (send_initial == Some(true)).then_some(from),
+        end_initial: (send_initial == Some(true) && bookmarks).then_some(from),
         cursor,
         changed,
         bookmarks,

@@ -18,6 +18,7 @@ use crate::admission::Claims;
 use crate::cluster::{Cluster, Served};
 use crate::negotiate::{self, Media};
 use crate::object::{Encoded, Object};
+use crate::seal::Sealer;
 
 /// Longest accepted body, as upstream's.
 pub const BODY_BYTES_MAX: usize = codec::BODY_BYTES_MAX;
@@ -146,7 +147,16 @@ pub async fn put(
         .resource
         .store_key(&encoded.header.namespace, &encoded.header.name);
     let mut checks = vec![Check::at(key.clone(), old.map_or(0, |o| o.rv))];
-    let mut ops = vec![Op::put(key.clone(), encoded.bytes.clone()).with(Arc::new(encoded.clone()))];
+    let value = if Sealer::covers(&key) {
+        cluster
+            .pki
+            .sealer
+            .seal(&key, &encoded.bytes)
+            .map_err(|e| Status::internal(&e.to_string()))?
+    } else {
+        encoded.bytes.clone()
+    };
+    let mut ops = vec![Op::put(key.clone(), value).with(Arc::new(encoded.clone()))];
     claims.add_to(&mut checks, &mut ops);
     match cluster.keyspace.txn(checks, ops).await {
         Ok(rv) => Ok(Ok(Object::new(encoded, rv))),
