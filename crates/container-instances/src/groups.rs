@@ -26,7 +26,7 @@ use crate::{
 const CPU_MILLI: &str = "oaks.internal/cpu-milli";
 const MEMORY_BYTES: &str = "oaks.internal/memory-bytes";
 /// The node that a sandbox belongs to: one engine may serve several virtual nodes.
-const NODE: &str = "oaks.internal/node";
+pub const NODE: &str = "oaks.internal/node";
 
 #[derive(Clone)]
 pub struct GroupsConfig {

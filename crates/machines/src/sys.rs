@@ -77,7 +77,8 @@ pub async fn exited(pid: i32) {
         return;
     };
     // A pidfd becomes readable when its process ends.
-    match tokio::io::unix::AsyncFd::new(fd) {
+    // SAFETY: the AsyncFd owns the pidfd, which therefore stays open for as long as it is registered.
+    match unsafe { tokio::io::unix::AsyncFd::register_with_interest(fd, tokio::io::Interest::READABLE) } {
         Ok(fd) => drop(fd.readable().await),
         Err(_) => wait_exit(pid, Duration::from_secs(1)),
     }

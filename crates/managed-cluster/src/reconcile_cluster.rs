@@ -280,7 +280,9 @@ async fn ensure_address(
     let name = object_name(&id);
     let Some(existing) = context.public_ips.get("", &name) else {
         let body = json!({"location": view.location, "sku": {"name": "Standard"}, "tags": {"aks-managed-cluster-name": ids.object},
-            "properties": {"publicIPAllocationMethod": "Static", "publicIPAddressVersion": "IPv4"}});
+            "properties": {"publicIPAllocationMethod": "Static", "publicIPAddressVersion": "IPv4"},
+            // The host agent keeps such an address in the edge, where the control plane listens.
+            "oaks": {"endpoint": true}});
         let mut address = PublicIPAddress::new(name, ArmSpec { id: id.clone(), body });
         own(&mut address.metadata, cluster, &id);
         context.create(None, &address).await?;

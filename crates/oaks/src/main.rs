@@ -1,3 +1,37 @@
-//! The one binary.
+//! The one binary of Oaks; each verb lives in its module.
 
-fn main() {}
+mod access;
+mod az;
+mod cli;
+mod control_planes;
+mod demo;
+mod dialer;
+mod doctor;
+mod down;
+mod engine;
+mod group_nics;
+mod host;
+mod image;
+mod kubeconfig;
+mod kubeconfig_verbs;
+mod node;
+mod paths;
+mod process;
+mod pull;
+mod recipe;
+mod server;
+mod status;
+mod up;
+mod virtual_nodes;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    match cli::run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

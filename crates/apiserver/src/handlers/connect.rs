@@ -335,7 +335,8 @@ async fn send(cx: &Context, node: &str, request: http::Result<Request<Body>>) ->
             .dial(cx.cluster.name(), target)
             .await
             .map_err(|e| dialing(&e))?;
-        let name = ServerName::try_from(address.clone()).map_err(|e| dialing(&e))?;
+        // The node proves its name, whatever address it has at the moment.
+        let name = ServerName::try_from(node.to_owned()).map_err(|e| dialing(&e))?;
         let tls = TlsConnector::from(cx.cluster.pki.kubelet_client.clone());
         let stream = tls.connect(name, stream).await.map_err(|e| dialing(&e))?;
         hyper::client::conn::http1::handshake(TokioIo::new(stream))

@@ -9,6 +9,7 @@ use std::{
 };
 
 use k8s_openapi::api::core::v1::Secret;
+use parking_lot::Mutex;
 use reconcile::{Informer, Patch, Queue, Requeue, run_controller};
 use resources::{Machine, MachineStatus, NetworkInterface, views::NicAddresses};
 use serde_json::json;
@@ -27,6 +28,11 @@ pub const FINALIZER: &str = "oaks.internal/machine";
 /// Machines being started or stopped at one time.
 const WORKERS: usize = 8;
 
+/// After a failure: when to try again.
+const RETRY: Duration = Duration::from_secs(1);
+/// Failures in a row after which a machine is called Failed; it is still tried.
+const FAILURES_BEFORE_FAILED: u32 = 10;
+
 /// How the agent starts machines on this host.
 #[derive(Clone, Debug)]
 pub struct MachineStart {
@@ -44,6 +50,8 @@ struct Controller {
     network: Network,
     nics: Informer<NetworkInterface>,
     machines: Informer<Machine>,
+    /// Failures in a row, by machine.
+    failures: Mutex<BTreeMap<String, u32>>,
 }
 
 pub(super) async fn run(config: AgentConfig, network: Network, shutdown: Shutdown) -> Result<(), AgentError> {
@@ -79,6 +87,7 @@ pub(super) async fn run(config: AgentConfig, network: Network, shutdown: Shutdow
         network,
         nics,
         machines,
+        failures: Mutex::default(),
     });
     let reconcile = move |key: reconcile::Key| {
         let controller = controller.clone();
@@ -101,7 +110,10 @@ impl Controller {
             Some(m) => self.bring_up(m).await,
         };
         match outcome {
-            Ok(()) => Requeue::Done,
+            Ok(()) => {
+                self.failures.lock().remove(name);
+                Requeue::Done
+            }
             Err(AgentError::NoAddresses { .. }) => Requeue::After(Duration::from_secs(5)),
             Err(e) => {
                 let text = stdx::chain(&e).to_string();
@@ -112,15 +124,21 @@ impl Controller {
                     "machine not as wanted yet"
                 );
                 if let Some(m) = &machine {
-                    let phase = if m.metadata.deletion_timestamp.is_some() {
-                        "Stopping"
-                    } else {
-                        "Failed"
+                    let failures = {
+                        let mut all = self.failures.lock();
+                        let n = all.entry(name.to_owned()).or_default();
+                        *n += 1;
+                        *n
+                    };
+                    let phase = match m.metadata.deletion_timestamp {
+                        Some(_) => "Stopping",
+                        None if failures < FAILURES_BEFORE_FAILED => "Starting",
+                        None => "Failed",
                     };
                     // The next try writes it again: a lost message is no loss.
                     let _ = self.set_status(m, phase, &text, 0).await;
                 }
-                Requeue::After(Duration::from_secs(2))
+                Requeue::After(RETRY)
             }
         }
     }
@@ -229,6 +247,17 @@ impl Controller {
         group.set_limits(&limits).map_err(cgroup_err)?;
         let directories = group.directories();
         let log = data.join("log/init.log");
+        // The init's state and the node's log, readable from the host while the machine runs.
+        let init = start.paths.run.join("machines").join(name).join("init");
+        let io = |source| {
+            AgentError::Machine(crate::namespace::MachineError::Io {
+                name: name.to_owned(),
+                doing: "creating",
+                path: init.clone(),
+                source,
+            })
+        };
+        fs::create_dir_all(&init).map_err(io)?;
         let content = serde_json::to_string(node).unwrap_or_default();
         let argv = [
             "/usr/sbin/oaks-init",
@@ -256,6 +285,7 @@ impl Controller {
             data: data.join("data"),
             binds: vec![
                 (start.paths.images.clone(), node_config::IMAGES.into(), true),
+                (init.clone(), node_config::INIT_STATE.into(), false),
                 (start.pull_socket.clone(), node_config::PULL_SOCKET.into(), false),
             ],
             files: vec![

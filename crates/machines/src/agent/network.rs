@@ -92,7 +92,8 @@ async fn run(
         // Both branches only wake the loop, which looks at everything: nothing is lost by cancelling either.
         tokio::select! {
             () = changed.notified() => {}
-            () = tokio::time::sleep(wait) => {}
+            // What others changed in the kernel meanwhile is found only by comparing everything.
+            () = tokio::time::sleep(wait) => config.fabric.distrust(),
             () = shutdown.wait() => return,
         }
         wait = match apply(&config, &watched).await {
@@ -121,15 +122,19 @@ async fn apply(config: &AgentConfig, watched: &Watched) -> Result<Applied, Agent
     for note in &plan.notes {
         tracing::debug!(controller = "network", note, "left out of the plan");
     }
-    let keys: BTreeSet<String> = plan
-        .spec
+    // One object's mistake must not stop the others' network.
+    let (spec, mistakes) = plan.spec.without_mistakes();
+    for mistake in &mistakes {
+        tracing::warn!(controller = "network", reason = %stdx::chain(mistake), "left out of the network");
+    }
+    let keys: BTreeSet<String> = spec
         .vnets
         .iter()
         .flat_map(|v| v.nics.iter().map(|n| n.key.clone()))
         .collect();
     let fabric = config.fabric.clone();
     blocking("applying the network", move || {
-        fabric.apply(&plan.spec).map_err(|source| AgentError::Fabric { source })
+        fabric.apply(&spec).map_err(|source| AgentError::Fabric { source })
     })
     .await?;
     Ok(Arc::new(keys))

@@ -1,0 +1,322 @@
+//! The command line: flags, the config file that mirrors them, and the dispatch to the verbs.
+
+use std::{io::Read as _, net::SocketAddr, path::PathBuf};
+
+use anyhow::{Context as _, Result};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use serde::Deserialize;
+
+use crate::paths::Paths;
+
+#[derive(Debug, Parser)]
+#[command(
+    name = "oaks",
+    version,
+    about = "Azure Kubernetes Service, virtual nodes and virtual networks on machines you own"
+)]
+pub struct Cli {
+    #[command(flatten)]
+    pub global: Global,
+    #[command(subcommand)]
+    pub verb: Verb,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct Global {
+    /// Name of the instance: prefixes links, tables, cgroups and folders (letters, digits and '-', at most 9 characters).
+    #[arg(long, global = true, env = "OAKS_INSTANCE")]
+    pub instance: Option<String>,
+    /// Folder for everything that survives a reboot [default: /var/lib/<instance>].
+    #[arg(long, global = true, env = "OAKS_DATA_DIR")]
+    pub data_dir: Option<PathBuf>,
+    /// Folder for pids, sockets and pinned namespaces [default: /run/<instance>].
+    #[arg(long, global = true, env = "OAKS_RUN_DIR")]
+    pub run_dir: Option<PathBuf>,
+    /// YAML file that mirrors the flags of `up` (flag > environment > file); unknown keys are errors.
+    #[arg(long, global = true, env = "OAKS_CONFIG")]
+    pub config: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// Start the platform on this machine; ends when it is ready.
+    Up(UpArgs),
+    /// Stop everything of the instance and leave the host as it was.
+    Down {
+        /// Also delete the data folder.
+        #[arg(long)]
+        purge: bool,
+    },
+    /// What runs, and whether it is healthy.
+    Status {
+        #[arg(short, long, value_enum, default_value_t = Output::Table)]
+        output: Output,
+    },
+    /// Check the host: what is missing, what is in the way, what to do about it.
+    Doctor {
+        #[arg(short, long, value_enum, default_value_t = Output::Table)]
+        output: Output,
+    },
+    /// The user's kubeconfig.
+    #[command(subcommand)]
+    Kubeconfig(KubeconfigVerb),
+    /// Images of the host's store.
+    #[command(subcommand)]
+    Image(ImageVerb),
+    /// Prepare the unmodified az CLI: writes the cloud file and CA bundle, prints the exports and the login.
+    Az {
+        /// Only print the exports.
+        #[arg(long)]
+        print: bool,
+    },
+    /// Build the demo images, create the demo cluster through the ARM API, run the application and prove it by traffic.
+    Demo {
+        /// Folder with the image recipes and manifests.
+        #[arg(long, default_value = "demo")]
+        dir: PathBuf,
+        /// Report every proof as one JSON object per line.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Run the API server, controllers and ARM in the foreground (started by `up`).
+    Server(UpArgs),
+    /// Run the host agent in the foreground (started by `up`).
+    Host(UpArgs),
+    /// Run a node inside a machine (started by its init).
+    #[command(hide = true)]
+    Node {
+        #[arg(long)]
+        config: PathBuf,
+    },
+    /// Boot a machine from a description on standard input (started by the host agent).
+    #[command(hide = true)]
+    MachineBoot,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct UpArgs {
+    /// Where the home cluster's API answers.
+    #[arg(long, env = "OAKS_API_LISTEN")]
+    pub api_listen: Option<SocketAddr>,
+    /// Where ARM answers (az, SDKs).
+    #[arg(long, env = "OAKS_ARM_LISTEN")]
+    pub arm_listen: Option<SocketAddr>,
+    /// Public pool: addresses of LoadBalancers and API servers, routed on this host only.
+    #[arg(long, env = "OAKS_PUBLIC_POOL")]
+    pub public_pool: Option<String>,
+    /// Link that pods reach the outside through: `auto`, `none`, or a name.
+    #[arg(long, env = "OAKS_UPLINK")]
+    pub uplink: Option<String>,
+    /// Folder with oaks-init, oaks-runc, azure-vnet and azure-vnet-ipam [default: beside this program].
+    #[arg(long, env = "OAKS_LIBEXEC")]
+    pub libexec: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum KubeconfigVerb {
+    /// Merge the context NAME (a cluster, or `oaks-home`) into the user's file and switch to it.
+    Save {
+        name: String,
+        /// Resource group, if several clusters have the name.
+        #[arg(short = 'g', long)]
+        resource_group: Option<String>,
+        /// Replace a context of that name that Oaks did not write.
+        #[arg(long)]
+        overwrite: bool,
+    },
+    /// Print it instead.
+    Show {
+        name: String,
+        #[arg(short = 'g', long)]
+        resource_group: Option<String>,
+    },
+    /// Take it out of the user's file again.
+    Remove { name: String },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum ImageVerb {
+    /// Build an image from a folder with an image.yaml (Debian packages and files), offline.
+    Build { dir: PathBuf },
+    /// Load an OCI or docker archive.
+    Load { archive: PathBuf },
+    /// List the images that every machine and container group can run.
+    List {
+        #[arg(short, long, value_enum, default_value_t = Output::Table)]
+        output: Output,
+    },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    Table,
+    Json,
+}
+
+/// Settings in force: flag, else environment, else file, else default.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    pub paths: Paths,
+    pub api_listen: SocketAddr,
+    pub arm_listen: SocketAddr,
+    pub public_pool: ipnet::Ipv4Net,
+    pub uplink: String,
+    pub libexec: Option<PathBuf>,
+}
+
+/// The config file: the same names as the flags.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+struct File {
+    instance: Option<String>,
+    data_dir: Option<PathBuf>,
+    run_dir: Option<PathBuf>,
+    api_listen: Option<SocketAddr>,
+    arm_listen: Option<SocketAddr>,
+    public_pool: Option<String>,
+    uplink: Option<String>,
+    libexec: Option<PathBuf>,
+}
+
+impl Settings {
+    fn new(global: &Global, args: Option<&UpArgs>) -> Result<Self> {
+        let file = match &global.config {
+            None => File::default(),
+            Some(path) => {
+                let text = std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
+                serde_saphyr::from_str(&text).with_context(|| format!("{} is not a config file", path.display()))?
+            }
+        };
+        let instance = global
+            .instance
+            .clone()
+            .or(file.instance)
+            .unwrap_or_else(|| "oaks".to_owned());
+        let fits = !instance.is_empty()
+            && instance.len() <= 9
+            && instance
+                .chars()
+                .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-')
+            && instance.starts_with(|c: char| c.is_ascii_lowercase());
+        anyhow::ensure!(
+            fits,
+            "--instance {instance:?}: use 1 to 9 lower-case letters, digits and '-', a letter first (link names are short)"
+        );
+        let data = global.data_dir.clone().or(file.data_dir).map(absolute).transpose()?;
+        let run = global.run_dir.clone().or(file.run_dir).map(absolute).transpose()?;
+        let pool = args
+            .and_then(|a| a.public_pool.clone())
+            .or(file.public_pool)
+            .unwrap_or_else(|| "198.19.0.0/16".to_owned());
+        let public_pool: ipnet::Ipv4Net = pool
+            .parse()
+            .with_context(|| format!("--public-pool {pool:?} is not an IPv4 prefix"))?;
+        anyhow::ensure!(
+            public_pool.prefix_len() <= 28,
+            "--public-pool {public_pool} is too small: a /28 is the minimum"
+        );
+        Ok(Self {
+            paths: Paths::new(&instance, data.as_deref(), run.as_deref()),
+            api_listen: args
+                .and_then(|a| a.api_listen)
+                .or(file.api_listen)
+                .unwrap_or(SocketAddr::from(([127, 0, 0, 1], 6443))),
+            arm_listen: args
+                .and_then(|a| a.arm_listen)
+                .or(file.arm_listen)
+                .unwrap_or(SocketAddr::from(([127, 0, 0, 1], 8443))),
+            public_pool: public_pool.trunc(),
+            uplink: args
+                .and_then(|a| a.uplink.clone())
+                .or(file.uplink)
+                .unwrap_or_else(|| "auto".to_owned()),
+            libexec: args
+                .and_then(|a| a.libexec.clone())
+                .or(file.libexec)
+                .map(absolute)
+                .transpose()?,
+        })
+    }
+
+    /// The flags that make another process of this instance see the same settings.
+    pub fn as_args(&self, verb: &str) -> Vec<String> {
+        let mut out = vec![
+            verb.to_owned(),
+            format!("--instance={}", self.paths.instance),
+            format!("--data-dir={}", self.paths.data.display()),
+            format!("--run-dir={}", self.paths.run.display()),
+            format!("--api-listen={}", self.api_listen),
+            format!("--arm-listen={}", self.arm_listen),
+            format!("--public-pool={}", self.public_pool),
+            format!("--uplink={}", self.uplink),
+        ];
+        out.extend(self.libexec.iter().map(|l| format!("--libexec={}", l.display())));
+        out
+    }
+}
+
+fn absolute(path: PathBuf) -> Result<PathBuf> {
+    std::path::absolute(&path).with_context(|| format!("{} has no absolute form", path.display()))
+}
+
+/// Parses the command line and runs the verb.
+pub fn run() -> Result<()> {
+    let cli = Cli::parse();
+    let settings = |args: Option<&UpArgs>| Settings::new(&cli.global, args);
+    match &cli.verb {
+        Verb::Up(args) => crate::up::run(&settings(Some(args))?),
+        Verb::Down { purge } => crate::down::run(&settings(None)?.paths, *purge),
+        Verb::Status { output } => crate::status::run(&settings(None)?, *output),
+        Verb::Doctor { output } => crate::doctor::run(&settings(None)?, *output),
+        Verb::Kubeconfig(verb) => block_on(crate::kubeconfig_verbs::run(&settings(None)?, verb)),
+        Verb::Image(ImageVerb::Build { dir }) => {
+            let image = block_on(crate::image::build(&settings(None)?, dir))?;
+            println!("built {} {}", image.id, image.tags.join(" "));
+            Ok(())
+        }
+        Verb::Image(ImageVerb::Load { archive }) => crate::image::load(&settings(None)?, archive),
+        Verb::Image(ImageVerb::List { output }) => crate::image::list(&settings(None)?, *output),
+        Verb::Az { print } => crate::az::run(&settings(None)?, *print),
+        Verb::Demo { dir, json } => block_on(crate::demo::run(&settings(None)?, dir, *json)),
+        Verb::Server(args) => service(crate::server::run(&settings(Some(args))?)),
+        Verb::Host(args) => service(crate::host::run(&settings(Some(args))?)),
+        Verb::Node { config } => service(crate::node::run(config)),
+        Verb::MachineBoot => machine_boot(),
+    }
+}
+
+/// A verb of a user: one thread is enough.
+fn block_on<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?
+        .block_on(work)
+}
+
+/// A long-running process: logs to standard error, all cores.
+fn service(work: impl Future<Output = Result<()>>) -> Result<()> {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("OAKS_LOG").unwrap_or_else(|_| "info".into());
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(false)
+        .with_writer(std::io::stderr)
+        .init();
+    // One provider in the process: libraries that ask for the default one must find ring.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let done = runtime.block_on(work);
+    // Blocking calls that still wait (a poll, a dial) must not hold up the end.
+    runtime.shutdown_background();
+    done
+}
+
+fn machine_boot() -> Result<()> {
+    let mut text = String::new();
+    std::io::stdin()
+        .read_to_string(&mut text)
+        .context("reading the machine's description")?;
+    let spec: machines::namespace::BootSpec = serde_json::from_str(&text).context("the machine's description")?;
+    let pid = machines::namespace::boot(&spec).map_err(|e| anyhow::anyhow!(stdx::chain(&e).to_string()))?;
+    println!("{pid}");
+    Ok(())
+}

@@ -1,0 +1,141 @@
+//! `oaks host`: the host agent: VNet data plane, edge, machines, container groups and the virtual nodes that use them.
+
+use std::{net::IpAddr, path::Path, sync::Arc};
+
+use anyhow::{Context as _, Result};
+use machines::{
+    agent::{self, AgentConfig, HostPaths, MachineStart},
+    namespace::NamespaceMachines,
+    tree::Binaries,
+};
+use reconcile::Informers;
+use serde_json::json;
+use stdx::Shutdown;
+use vnet_model::fabric::{EdgeSpec, Uplink};
+
+use crate::{
+    access::{chained, client_of},
+    cli::Settings,
+    down::cgroup_name,
+    engine,
+    group_nics::GroupNics,
+    pull,
+    server::stop_on_signal,
+    up, virtual_nodes,
+};
+
+pub async fn run(settings: &Settings) -> Result<()> {
+    let paths = &settings.paths;
+    let shutdown = Shutdown::new();
+    stop_on_signal(shutdown.clone())?;
+    // Machines' first processes are orphans of their boot process: they come to us to be reaped.
+    rustix::process::set_child_subreaper(rustix::process::Pid::from_raw(1))
+        .context("becoming the reaper of machines")?;
+    let kubeconfig = std::fs::read_to_string(paths.host_kubeconfig())
+        .with_context(|| format!("reading {}; `oaks server` writes it", paths.host_kubeconfig().display()))?;
+    let home = client_of(&kubeconfig)?;
+    let informers = Informers::new(home.clone());
+    let binaries = Binaries::beside(&std::env::current_exe()?, settings.libexec.as_deref())?;
+    for dir in [paths.images(), paths.machines_run(), paths.groups(), paths.usage()] {
+        std::fs::create_dir_all(&dir).with_context(|| format!("creating {}", dir.display()))?;
+    }
+
+    let hierarchy = linux::cgroup::Hierarchy::detect().map_err(chained)?;
+    let group = hierarchy.group(cgroup_name(&paths.instance)).map_err(chained)?;
+    group
+        .create()
+        .map_err(chained)
+        .context("making the instance's cgroup")?;
+    let machines_group = group.child("machines").map_err(chained)?;
+    machines_group
+        .create()
+        .map_err(chained)
+        .context("making the machines' cgroup")?;
+
+    let pull_socket = paths.run.join("pull.sock");
+    let fabric = Arc::new(vnet::Fabric::open(&paths.instance, &paths.run).map_err(chained)?);
+    let edge = EdgeSpec {
+        pool: settings.public_pool,
+        uplink: uplink(&settings.uplink),
+        resolvers: if settings.uplink == "none" {
+            vec![]
+        } else {
+            resolvers(Path::new("/etc/resolv.conf"))
+        },
+        ..EdgeSpec::default()
+    };
+    let config = AgentConfig {
+        instance: paths.instance.clone(),
+        host: host_name(),
+        home: home.clone(),
+        informers: informers.clone(),
+        fabric: fabric.clone(),
+        edge,
+        start: Arc::new(MachineStart {
+            provider: NamespaceMachines {
+                boot_program: binaries.oaks.clone(),
+                run_dir: paths.machines_run(),
+            },
+            binaries: binaries.clone(),
+            paths: HostPaths {
+                run: paths.run.clone(),
+                tree: paths.machine_tree(),
+                images: paths.images(),
+                machines_data: paths.machine_data(""),
+            },
+            cgroup: machines_group,
+            pull_socket: pull_socket.clone(),
+        }),
+    };
+    fabric.serve(&tokio::runtime::Handle::current());
+    let network = agent::Network::start(config.clone(), shutdown.clone())
+        .await
+        .map_err(chained)
+        .context("preparing the network")?;
+    let nics = GroupNics::new(&config, network.clone());
+    let group_network = container_instances::NicNetwork::new(Arc::new(nics.clone()));
+    let groups_engine = Arc::new(
+        engine::open_for_groups(settings, &binaries, Arc::new(group_network))
+            .await
+            .context("opening the engine of container groups")?,
+    );
+    pull::serve(&pull_socket, groups_engine.clone(), shutdown.clone()).await?;
+    up::mark_ready(
+        &paths.run,
+        "host",
+        &json!({"pool": settings.public_pool.to_string(), "uplink": settings.uplink}),
+    )?;
+    tracing::info!(pool = %settings.public_pool, uplink = settings.uplink, "host agent ready");
+    let nodes = tokio::spawn(virtual_nodes::run(
+        settings.clone(),
+        config.clone(),
+        groups_engine,
+        nics,
+        shutdown.clone(),
+    ));
+    let done = agent::run(config, network, shutdown).await.map_err(chained);
+    let _ = nodes.await;
+    informers.stop().await;
+    done
+}
+
+fn uplink(text: &str) -> Uplink {
+    match text {
+        "auto" => Uplink::Auto,
+        "none" => Uplink::None,
+        link => Uplink::Link(link.to_owned()),
+    }
+}
+
+/// The host's resolvers, where VNet DNS asks for names it does not know. Loopback ones cannot be reached from the edge.
+fn resolvers(path: &Path) -> Vec<IpAddr> {
+    let text = std::fs::read_to_string(path).unwrap_or_default();
+    text.lines()
+        .filter_map(|l| l.strip_prefix("nameserver")?.trim().parse().ok())
+        .filter(|a: &IpAddr| !a.is_loopback())
+        .collect()
+}
+
+fn host_name() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
+}

@@ -1,0 +1,246 @@
+//! `oaks server`: the API server of home and of every hosted cluster, their controllers and schedulers, ARM, and AKS.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use anyhow::{Context as _, Result};
+use apimachinery::table::{KindDef, PrinterColumn};
+use apiserver::{ApiServer, ApiServerConfig, Cluster, ClusterConfig, UserInfo};
+use machines::dial::InwardDialer;
+use reconcile::{Client, Informers};
+use serde_json::json;
+use stdx::{RealClock, Shutdown};
+use tokio::net::TcpListener;
+
+use crate::{
+    access::{ArmAccess, chained, write_private},
+    cli::Settings,
+    control_planes::{Credentials, HostedControlPlanes},
+    dialer::PlatformDialer,
+    up,
+};
+
+/// The platform's own cluster.
+pub const HOME: &str = "oaks-home";
+/// The platform's identity at home.
+const PLATFORM_USER: &str = "oaks:platform";
+/// Range of home's Services: only `kubernetes` lives there.
+const HOME_SERVICE_CIDR: &str = "10.0.0.0/24";
+
+pub async fn run(settings: &Settings) -> Result<()> {
+    let paths = &settings.paths;
+    let shutdown = Shutdown::new();
+    stop_on_signal(shutdown.clone())?;
+    std::fs::create_dir_all(paths.store()).with_context(|| format!("creating {}", paths.store().display()))?;
+    let engine = store::LocalEngine::open(&paths.store())
+        .map_err(chained)
+        .context("opening the store")?;
+    let fabric = Arc::new(vnet::Fabric::open(&paths.instance, &paths.run).map_err(chained)?);
+    let dialer = Arc::new(PlatformDialer::default());
+    let api = ApiServer::new(ApiServerConfig {
+        engine,
+        dialer: dialer.clone(),
+        data_dir: paths.server().join("clusters"),
+        clock: RealClock::shared(),
+    });
+
+    let home = api
+        .create_cluster(home_config(settings))
+        .await
+        .map_err(chained)
+        .context("opening the home cluster")?;
+    let listener = TcpListener::bind(settings.api_listen)
+        .await
+        .with_context(|| format!("listening at {}", settings.api_listen))?;
+    let _serving = home.serve(listener);
+    write_private(
+        &paths.home_kubeconfig(),
+        home.kubeconfig(HOME, "oaks-admin", &["system:masters"])
+            .map_err(chained)?
+            .as_bytes(),
+    )?;
+    write_private(
+        &paths.host_kubeconfig(),
+        home.kubeconfig(HOME, "oaks:host", &["system:masters"])
+            .map_err(chained)?
+            .as_bytes(),
+    )?;
+
+    let client = Client::local(home.local_service(UserInfo::new(PLATFORM_USER, ["system:masters"])));
+    let informers = Informers::new(client.clone());
+    dialer.set(InwardDialer::new(&informers, fabric.clone()));
+    start_controllers(&home, &client, &informers, shutdown.clone());
+
+    let planes = Arc::new(HostedControlPlanes::new(
+        api.clone(),
+        client.clone(),
+        fabric,
+        shutdown.clone(),
+    ));
+    let access = serve_arm(settings, &home, &client, &informers, planes.clone(), shutdown.clone()).await?;
+    tokio::spawn(managed_cluster::run(managed_cluster::Config {
+        home: client.clone(),
+        informers: informers.clone(),
+        control_planes: planes.clone(),
+        tenant: access.tenant.clone(),
+        clock: RealClock::shared(),
+        shutdown: shutdown.clone(),
+    }));
+    up::mark_ready(
+        &paths.run,
+        "server",
+        &json!({"api": format!("https://{}", settings.api_listen), "arm": access.base_url}),
+    )?;
+    tracing::info!(api = %settings.api_listen, arm = %settings.arm_listen, "server ready");
+    shutdown.wait().await;
+    informers.stop().await;
+    planes.stop().await;
+    Ok(())
+}
+
+/// Name under which loopback is reached; an unspecified listen address is reached there too.
+fn reachable(listen: SocketAddr) -> String {
+    if listen.ip().is_unspecified() {
+        format!("127.0.0.1:{}", listen.port())
+    } else {
+        listen.to_string()
+    }
+}
+
+fn home_config(settings: &Settings) -> ClusterConfig {
+    let mut config = ClusterConfig::new(HOME, format!("https://{}", reachable(settings.api_listen)));
+    config.service_cidr = HOME_SERVICE_CIDR.to_owned();
+    config.dns_service_ip = None;
+    config.extra_kinds = resources::KINDS.iter().map(kind_def).collect();
+    config.cert_sans = vec!["localhost".to_owned(), settings.api_listen.ip().to_string()];
+    config
+}
+
+/// A platform kind as the API server registers it.
+fn kind_def(info: &resources::KindInfo) -> KindDef {
+    KindDef {
+        group: resources::GROUP.to_owned(),
+        version: resources::VERSION.to_owned(),
+        kind: info.kind.to_owned(),
+        plural: info.plural.to_owned(),
+        singular: info.singular.to_owned(),
+        namespaced: false,
+        short_names: info.short_names.iter().map(|s| (*s).to_owned()).collect(),
+        categories: vec!["oaks".to_owned()],
+        columns: info
+            .columns
+            .iter()
+            .map(|(name, ty, path)| PrinterColumn {
+                name: (*name).to_owned(),
+                ty: (*ty).to_owned(),
+                json_path: (*path).to_owned(),
+                priority: 0,
+            })
+            .collect(),
+        schema: resources::schema(),
+        status_subresource: true,
+    }
+}
+
+/// The built-in controllers of one cluster.
+pub fn start_controllers(cluster: &Cluster, client: &Client, informers: &Informers, shutdown: Shutdown) {
+    let config = controllers::ControllerConfig {
+        cluster_ca_pem: cluster.ca_pem().to_owned(),
+        ..Default::default()
+    };
+    tokio::spawn(controllers::run_all(
+        client.clone(),
+        informers.clone(),
+        config,
+        shutdown,
+    ));
+}
+
+async fn serve_arm(
+    settings: &Settings,
+    home: &Cluster,
+    client: &Client,
+    informers: &Informers,
+    planes: Arc<HostedControlPlanes>,
+    shutdown: Shutdown,
+) -> Result<ArmAccess> {
+    let paths = &settings.paths;
+    let base_url = format!("https://{}", reachable(settings.arm_listen));
+    // Ids and the secret outlive restarts: az profiles and kubeconfigs name them.
+    let access = match ArmAccess::read(paths) {
+        Ok(old) => ArmAccess {
+            base_url: base_url.clone(),
+            ca_pem: home.ca_pem().to_owned(),
+            ..old
+        },
+        Err(_) => ArmAccess {
+            base_url: base_url.clone(),
+            ca_pem: home.ca_pem().to_owned(),
+            tenant: uuid::Uuid::new_v4().to_string(),
+            subscription: uuid::Uuid::new_v4().to_string(),
+            client_id: uuid::Uuid::new_v4().to_string(),
+            client_secret: secret()?,
+        },
+    };
+    let sans = vec![
+        "localhost".to_owned(),
+        "127.0.0.1".to_owned(),
+        settings.arm_listen.ip().to_string(),
+    ];
+    let (cert_pem, key_pem) = home
+        .issue_serving_cert("oaks arm", &sans, Duration::from_secs(365 * 24 * 3600))
+        .map_err(chained)?;
+    let listener = TcpListener::bind(settings.arm_listen)
+        .await
+        .with_context(|| format!("listening at {}", settings.arm_listen))?;
+    arm::serve(arm::ArmConfig {
+        home: client.clone(),
+        informers: informers.clone(),
+        listener,
+        tls: arm::TlsSource::Given { cert_pem, key_pem },
+        identity: arm::Identity {
+            base_url,
+            subscription: access.subscription.clone(),
+            subscription_name: "Oaks".to_owned(),
+            service_principal: arm::ServicePrincipal {
+                tenant: access.tenant.clone(),
+                client_id: access.client_id.clone(),
+                client_secret: access.client_secret.clone(),
+            },
+        },
+        public_pool: Some(settings.public_pool.into()),
+        actions: Arc::new(Credentials(planes)),
+        clock: RealClock::shared(),
+        shutdown,
+    })
+    .await
+    .map_err(chained)
+    .context("starting ARM")?;
+    access.write(&paths.arm_access())?;
+    Ok(access)
+}
+
+/// 32 random bytes as text.
+fn secret() -> Result<String> {
+    use base64::Engine as _;
+    use ring::rand::SecureRandom as _;
+    let mut bytes = [0_u8; 32];
+    ring::rand::SystemRandom::new()
+        .fill(&mut bytes)
+        .map_err(|_| anyhow::anyhow!("the system gives no random bytes"))?;
+    Ok(base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(bytes))
+}
+
+/// SIGTERM and SIGINT ask for an orderly end.
+pub fn stop_on_signal(shutdown: Shutdown) -> Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    tokio::spawn(async move {
+        // recv() is cancel safe: a signal that is not received stays pending.
+        tokio::select! {
+            _ = term.recv() => {}
+            _ = int.recv() => {}
+        }
+        shutdown.trigger();
+    });
+    Ok(())
+}

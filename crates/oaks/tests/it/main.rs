@@ -1,0 +1,5 @@
+//! Black-box tests of the one binary: real processes in a host of their own, driven as a user would.
+
+mod az;
+mod demo;
+mod instance;
