@@ -186,6 +186,7 @@ async fn cat_server(api: &Api) -> SocketAddr {
         let (stream, _) = listener.accept().await.unwrap();
         let stream = acceptor.accept(stream).await.unwrap();
         let mut asked = String::new();
+        #[expect(clippy::result_large_err, reason = "the signature is the WebSocket library's")]
         let look = |request: &Request, mut response: Response| {
             asked = request.uri().to_string();
             let protocol = request.headers()["sec-websocket-protocol"].clone();
