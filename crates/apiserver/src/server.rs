@@ -18,7 +18,9 @@ use crate::{BoxError, router};
 
 /// Connections of one cluster at a time; more wait to be accepted.
 const CONNECTIONS_MAX: usize = 16_384;
-/// Time for a TLS handshake and for HTTP/1 headers.
+/// Time until the next request's headers on an HTTP/1 connection, idle time included.
+const HEADERS: Duration = Duration::from_secs(180);
+/// Time for a TLS handshake.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// Streams of one HTTP/2 connection at a time: watches of a busy controller.
 const STREAMS_MAX: u32 = 1000;
@@ -84,7 +86,7 @@ async fn connection(cluster: Arc<Cluster>, acceptor: TlsAcceptor, stream: TcpStr
         }
     });
     let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(HANDSHAKE);
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADERS);
     builder
         .http2()
         .timer(TokioTimer::new())

@@ -292,7 +292,11 @@ async fn a_restart_keeps_keys_objects_and_revisions() {
 /// A kubelet of sorts: serves log lines, and echoes what comes over an upgraded exec connection.
 async fn kubelet(listener: TcpListener, cluster: Arc<Cluster>) {
     let pair = cluster
-        .issue_serving_cert("node", &["n".to_owned(), "10.0.0.5".to_owned()], Duration::from_secs(60))
+        .issue_serving_cert(
+            "node",
+            &["n".to_owned(), "10.0.0.5".to_owned()],
+            Duration::from_secs(60),
+        )
         .unwrap();
     let (chain, key) = identity(&pair);
     let verifier =

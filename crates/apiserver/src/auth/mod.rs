@@ -7,6 +7,7 @@ pub mod bootstrap;
 pub mod jwt;
 pub mod node;
 mod rbac;
+mod roles;
 pub mod tokens;
 
 use std::collections::BTreeMap;

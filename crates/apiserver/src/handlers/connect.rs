@@ -19,6 +19,7 @@ use serde_json::Value;
 use tokio_rustls::TlsConnector;
 
 use super::Context;
+use crate::auth::{self, Attributes, Decision};
 use crate::dialer::DialTarget;
 use crate::{Body, BoxError, respond};
 
@@ -191,7 +192,7 @@ async fn exec(cx: &Context, parts: Parts) -> Result<Response<Body>, Status> {
         )));
     }
     match wanted_upgrade(&parts.headers).as_str() {
-        "websocket" => {}
+        "websocket" => may_create(cx)?,
         upgrade if upgrade.starts_with("spdy/") => {
             return Err(Status::bad_request(
                 "SPDY/3.1 is not served for exec and attach: use kubectl 1.31 or newer (WebSocket); if this is one, its WebSocket attempt failed before this",
@@ -251,6 +252,16 @@ async fn exec(cx: &Context, parts: Parts) -> Result<Response<Body>, Status> {
         }
     }
     Ok(answer)
+}
+
+/// WebSockets come as GET; running something in a container needs the right to create all the same.
+fn may_create(cx: &Context) -> Result<(), Status> {
+    let mut attributes = Attributes::of(&cx.info, &cx.query);
+    attributes.verb = "create".into();
+    match auth::authorize(&cx.cluster, &cx.user, &attributes) {
+        Decision::Allow(_) => Ok(()),
+        Decision::Deny(reason) => Err(auth::forbidden(&cx.user, &attributes, &reason)),
+    }
 }
 
 async fn node_proxy(cx: &Context, parts: Parts, body: Body) -> Result<Response<Body>, Status> {

@@ -62,7 +62,8 @@ pub fn parse_rv(text: &str) -> Result<u64, Status> {
 
 /// A revision that this server has not reached is answered 504, as upstream's cache does after waiting.
 pub fn check_not_future(cx: &Context, rv: u64) -> Result<(), Status> {
-    let current = cx.cluster.registry.revision();
+    // A list may have shown a change a moment before the whole transaction counts as visible.
+    let current = cx.cluster.registry.revision().max(cx.served.resource.newest());
     if rv <= current {
         Ok(())
     } else {
