@@ -103,6 +103,13 @@ fn containers_are_confined() {
 fn limits_hold_and_are_reported() {
     isolated("limits_hold_and_are_reported", async |world| {
         let sandbox = world.sandbox("limits").await;
+        // Setting up is not charged to the container: it starts in far less memory than the helper needs, and in time.
+        let mut tiny = sh("tiny", "echo tiny");
+        tiny.resources.memory_limit_bytes = 2 << 20;
+        tiny.resources.cpu_limit_milli = 10;
+        let tiny = world.start_container(&sandbox, tiny).await;
+        assert_eq!(world.exited(&tiny).await.exit_code, 0);
+
         let mut hog = sh("hog", "a=x; while :; do a=$a$a; done");
         hog.resources.memory_limit_bytes = 32 << 20;
         let hog = world.start_container(&sandbox, hog).await;
@@ -113,6 +120,11 @@ fn limits_hold_and_are_reported() {
         spin.resources.cpu_limit_milli = 100;
         spin.resources.pids_limit = 7;
         let spin = world.start_container(&sandbox, spin).await;
+        let (_, text) = world.sh(&spin, "cd /sys/fs/cgroup; cat cpu.max pids.max cpu/cpu.cfs_quota_us pids/pids.max; ls cpu memory | grep -c main; cat /proc/self/cgroup").await;
+        assert!(
+            text.contains("10000") && text.contains("\n7\n") && text.contains(":/\n") && !text.contains(&spin),
+            "{text}"
+        );
         let (start, before) = (
             Instant::now(),
             world.engine.container_stats(&spin).await.unwrap().cpu_usage_core_ns,

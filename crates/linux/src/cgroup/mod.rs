@@ -110,10 +110,13 @@ impl Group {
 
     /// Names of the groups directly below, in no order; empty if the group is gone.
     pub fn children(&self) -> Vec<String> {
-        let Some(dir) = self.hierarchy.kill_directory(&self.path) else { return Vec::new() };
+        let Some(dir) = self.hierarchy.kill_directory(&self.path) else {
+            return Vec::new();
+        };
         let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
         let dirs = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
-        dirs.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+        dirs.map(|entry| entry.file_name().to_string_lossy().into_owned())
+            .collect()
     }
 
     /// All directories of this group: one for version 2, one per controller for version 1.

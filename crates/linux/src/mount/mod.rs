@@ -135,6 +135,11 @@ pub fn filesystem(kind: &str, target: &Path, flags: MountFlags, options: &str) -
     rustix::mount::mount(kind, target, kind, flags, data.as_c_str()).map_err(failed("mount file system at", target))
 }
 
+/// Changes the flags of what is mounted at `target`.
+pub fn remount(target: &Path, flags: MountFlags) -> Result<(), MountError> {
+    rustix::mount::mount_remount(target, flags, "").map_err(failed("remount", target))
+}
+
 /// Bind-mounts `source` (file or directory) at `target`, which must exist and be of the same sort.
 pub fn bind(source: &Path, target: &Path) -> Result<(), MountError> {
     rustix::mount::mount_bind(source, target).map_err(failed("bind at", target))

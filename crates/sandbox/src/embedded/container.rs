@@ -25,7 +25,7 @@ use super::{
 use crate::{
     api::{ContainerConfig, Error, RuntimeEvent},
     images::{Image, ImageConfig},
-    runc::{EXTRAS_FILE, Extras},
+    runc::{CgroupView, EXTRAS_FILE, Extras},
     supervisor::protocol::{Exit, Spawn, Stdio},
 };
 
@@ -249,7 +249,6 @@ impl Inner {
             pidns: pod.config.share_process_namespace.then_some(pid.as_path()),
             shm: &shm,
             etc_files: &etc_files,
-            cgroup_v2: self.cgroup_v2,
             fences_devices: self.fences_devices,
             available: &self.available_capabilities,
         })
@@ -265,6 +264,11 @@ impl Inner {
     ) -> Result<(), Error> {
         let extras = Extras {
             cgroups: group.directories(),
+            cgroup_view: Some(if self.fences_devices {
+                CgroupView::V1
+            } else {
+                CgroupView::V2
+            }),
             seccomp: planned.seccomp,
             capabilities: planned.capabilities.clone(),
         };
@@ -316,6 +320,13 @@ impl Inner {
                     reason: format!("it is {phase:?} and cannot be started"),
                 });
             }
+        }
+        // Whoever stops the sandbox waits for this verb first, then kills what it started.
+        if !self.sandbox(&container.sandbox_id)?.is_ready() {
+            return Err(Error::Invalid {
+                field: "sandbox".to_owned(),
+                reason: format!("{} is not ready", container.sandbox_id),
+            });
         }
         let (inner, started) = (self.clone(), container.clone());
         blocking(move || inner.launch(&started)).await

@@ -80,7 +80,6 @@ pub(crate) struct Inner {
     supervisor: Client,
     pods: Group,
     fences_devices: bool,
-    cgroup_v2: bool,
     available_capabilities: BTreeSet<String>,
     sandboxes: Mutex<HashMap<String, Arc<Sandbox>>>,
     containers: Mutex<HashMap<String, Arc<Container>>>,
@@ -213,7 +212,6 @@ impl Inner {
             supervisor: client,
             pods,
             fences_devices: hierarchy.version() == linux::cgroup::Version::V1,
-            cgroup_v2: hierarchy.version() == linux::cgroup::Version::V2,
             available_capabilities: available,
             sandboxes: Mutex::default(),
             containers: Mutex::default(),
@@ -230,6 +228,13 @@ impl Inner {
         for id in broken {
             // Half-made: no one knows it but us.
             self.discard_sandbox(&id).await;
+        }
+        let sandboxes: Vec<_> = self.sandboxes.lock().values().cloned().collect();
+        for sandbox in sandboxes {
+            let pinned = linux::mount::is_mount_point(&self.pins(&sandbox.id).join("ipc")).unwrap_or(false);
+            if sandbox.is_ready() && !pinned {
+                self.note_reboot(&sandbox).await?;
+            }
         }
         let half_made: Vec<_> = {
             let containers = self.containers.lock();
@@ -271,19 +276,14 @@ impl Inner {
         let failed = "load records";
         let (records, mut broken) =
             records::load::<SandboxRecord>(&self.config.root.join("sandboxes"), "record.json").map_err(io(failed))?;
-        for mut record in records {
+        for record in records {
             if record.phase == SandboxPhase::Creating {
                 broken.push(record.id);
                 continue;
             }
-            let pinned = linux::mount::is_mount_point(&self.pins(&record.id).join("ipc")).unwrap_or(false);
-            if record.phase == SandboxPhase::Ready && !pinned {
-                // The machine was restarted: its namespaces are gone.
-                record.phase = SandboxPhase::Stopped;
-            }
-            let sandbox = Sandbox::new(record);
-            self.save_sandbox(&sandbox)?;
-            self.sandboxes.lock().insert(sandbox.id.clone(), Arc::new(sandbox));
+            self.sandboxes
+                .lock()
+                .insert(record.id.clone(), Arc::new(Sandbox::new(record)));
         }
         let (records, orphans) = records::load::<ContainerRecord>(&self.config.root.join("containers"), "record.json")
             .map_err(io(failed))?;

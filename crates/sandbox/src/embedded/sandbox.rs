@@ -3,8 +3,12 @@
 
 use std::{
     collections::BTreeMap,
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, SystemTime},
 };
 
@@ -48,8 +52,10 @@ const IPC_SYSCTLS: [&str; 8] = [
 pub struct Sandbox {
     pub id: String,
     record: Mutex<SandboxRecord>,
-    /// Held by verbs that change it, so that two do not interleave.
+    /// Held by verbs that change it, so that two do not interleave. Taken before any of its containers' locks.
     pub verb: tokio::sync::Mutex<()>,
+    /// Nothing is started in it any more.
+    stopping: AtomicBool,
 }
 
 impl Sandbox {
@@ -58,11 +64,16 @@ impl Sandbox {
             id: record.id.clone(),
             record: Mutex::new(record),
             verb: tokio::sync::Mutex::default(),
+            stopping: AtomicBool::new(false),
         }
     }
 
     pub fn record(&self) -> SandboxRecord {
         self.record.lock().clone()
+    }
+
+    pub fn is_ready(&self) -> bool {
+        self.record.lock().phase == SandboxPhase::Ready && !self.stopping.load(Ordering::SeqCst)
     }
 
     /// Name of the pod's control group.
@@ -199,10 +210,13 @@ impl Inner {
             .set_limits(&limits(&record.config.resources))
             .map_err(|error| runtime("limit the pod", &error))?;
 
-        let shm = pins.join("shm");
-        std::fs::create_dir(&shm).map_err(io("create shm"))?;
+        // One file system holds pins and shared memory, so that one unmount ends all of it.
         let flags = mount::Flags::NOSUID | mount::Flags::NODEV | mount::Flags::NOEXEC;
-        mount::tmpfs(&shm, SHM_BYTES, 0o1777, flags).map_err(|error| runtime("mount shm", &error))?;
+        mount::tmpfs(&pins, SHM_BYTES, 0o755, flags).map_err(|error| runtime("mount shared memory", &error))?;
+        let shm = pins.join("shm");
+        std::fs::create_dir(&shm)
+            .and_then(|()| std::fs::set_permissions(&shm, std::fs::Permissions::from_mode(0o1777)))
+            .map_err(io("create shared memory"))?;
 
         let config = record.config.clone();
         process::on_scratch_thread(move || make_namespaces(&config, &pins))
@@ -259,6 +273,11 @@ impl Inner {
             return Ok(());
         }
         let id = sandbox.id.clone();
+        sandbox.stopping.store(true, Ordering::SeqCst);
+        for container in self.containers_of(&id) {
+            // A container joins its group at the end of its start: wait for one that is under way.
+            drop(container.verb.lock().await);
+        }
         let (inner, stopped) = (self.clone(), sandbox.clone());
         blocking(move || inner.kill_pod(&stopped)).await?;
         for container in self.containers_of(&id) {
@@ -316,6 +335,18 @@ impl Inner {
         blocking(move || inner.erase_sandbox(&removed.id)).await
     }
 
+    /// The namespaces of this sandbox went with a reboot: its network is given back. Errors are left to [`crate::Network::gc`].
+    pub async fn note_reboot(&self, sandbox: &Sandbox) -> Result<(), Error> {
+        let record = sandbox.record();
+        if !record.config.host_network
+            && let Err(error) = self.config.network.detach(&sandbox.id, &record.config.pod, None).await
+        {
+            tracing::warn!(sandbox = sandbox.id, %error, "network of a sandbox from before the reboot is left");
+        }
+        sandbox.record.lock().phase = SandboxPhase::Stopped;
+        self.save_sandbox(sandbox)
+    }
+
     /// Undoes a sandbox of which anything may exist. Errors are left: the next engine's start tries again.
     pub async fn discard_sandbox(self: &Arc<Self>, id: &str) {
         let record: Option<SandboxRecord> = match self.sandbox(id) {
@@ -365,9 +396,7 @@ impl Inner {
     }
 
     fn unpin(&self, id: &str) {
-        for name in ["net", "ipc", "uts", "pid", "shm"] {
-            let _ = mount::detach(&self.pins(id).join(name));
-        }
+        let _ = mount::detach(&self.pins(id));
     }
 }
 

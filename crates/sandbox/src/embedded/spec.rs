@@ -122,8 +122,6 @@ pub struct Surroundings<'a> {
     pub shm: &'a Path,
     /// Files of the pod that appear under /etc unless the pod mounts its own.
     pub etc_files: &'a [(&'static str, PathBuf)],
-    /// The unified hierarchy is in use, so that the container can see its own group.
-    pub cgroup_v2: bool,
     /// The kernel fences devices (version 1 groups).
     pub fences_devices: bool,
     /// Capabilities the host lets us hand on.
@@ -320,7 +318,6 @@ fn capabilities(security: &Security, around: &Surroundings<'_>) -> Result<BTreeS
 fn namespaces(around: &Surroundings<'_>) -> Value {
     let mut list = vec![
         json!({ "type": "mount" }),
-        json!({ "type": "cgroup" }),
         json!({ "type": "ipc", "path": around.ipcns }),
         json!({ "type": "uts", "path": around.utsns }),
     ];
@@ -350,13 +347,6 @@ fn mounts(config: &ContainerConfig, around: &Surroundings<'_>) -> Value {
         mount("mqueue", "/dev/mqueue", &["nosuid", "noexec", "nodev"]),
         mount("sysfs", "/sys", &["nosuid", "noexec", "nodev", sysfs]),
     ];
-    if around.cgroup_v2 {
-        list.push(mount(
-            "cgroup2",
-            "/sys/fs/cgroup",
-            &["nosuid", "noexec", "nodev", sysfs],
-        ));
-    }
     list.push(bind(around.shm, Path::new("/dev/shm"), false));
     for (name, source) in around.etc_files {
         let at = Path::new(name);
@@ -420,7 +410,6 @@ mod tests {
                 ("/etc/resolv.conf", PathBuf::from("/n/resolv.conf")),
                 ("/etc/hosts", PathBuf::from("/n/hosts")),
             ],
-            cgroup_v2: false,
             fences_devices: false,
             available: &available,
         };

@@ -2,9 +2,10 @@
 //!
 //! Started by the supervisor, to which it reports the new process (descriptor 3) and leaves it. What libcontainer does not
 //! do here, and why:
-//! * **Control groups.** The engine makes them; the helper joins them and then hides every cgroup mount from libcontainer
-//!   (in a mount namespace of its own). Its clean-up after a failure kills whatever is in the groups it computes from the
-//!   caller's, which may be the host's root groups.
+//! * **Control groups.** The engine makes them; every cgroup mount is hidden from libcontainer (in a mount namespace of the
+//!   helper's own), because its clean-up after a failure kills whatever is in the groups it computes from the caller's, and
+//!   these may be the host's root groups. The new process joins right before exec, so setting up costs the container
+//!   neither processor time of its quota nor memory of its limit.
 //! * **System call filter.** Without the C library libcontainer has none; `executor` installs ours right before exec.
 
 mod executor;
@@ -15,12 +16,14 @@ pub use executor::{SETUP, set_of};
 use std::{
     collections::BTreeSet,
     ffi::OsString,
+    fs::File,
     io,
     os::{
         fd::{AsFd, OwnedFd},
         unix::net::{UnixListener, UnixStream},
     },
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use libcontainer::{
@@ -44,10 +47,19 @@ pub const CGROUPS_PATH: &str = "/oaks-hidden";
 pub struct Extras {
     /// Directories whose `cgroup.procs` the container joins.
     pub cgroups: Vec<PathBuf>,
+    /// Show the container its own groups under /sys/fs/cgroup.
+    pub cgroup_view: Option<CgroupView>,
     /// Install the default system call filter.
     pub seccomp: bool,
     /// What the container keeps, without `CAP_`. The specification's sets hold more while it is set up.
     pub capabilities: BTreeSet<String>,
+}
+
+/// How a container sees its control groups.
+#[derive(Clone, Copy, Debug, Deserialize, Serialize, PartialEq, Eq)]
+pub enum CgroupView {
+    V1,
+    V2,
 }
 
 #[derive(Debug, Error)]
@@ -67,6 +79,8 @@ enum RuncError {
         #[source]
         source: serde_json::Error,
     },
+    #[error("join control groups")]
+    Join(#[source] io::Error),
     #[error("hide control groups from the container library")]
     Hide(#[source] io::Error),
     #[error(transparent)]
@@ -114,14 +128,14 @@ fn run(args: &[OsString]) -> Result<(u32, Option<OwnedFd>), RuncError> {
 
 fn run_container(root: &Path, id: &str, bundle: &Path) -> Result<(u32, Option<OwnedFd>), RuncError> {
     let spec: Spec = read_json(&bundle.join("config.json"))?;
-    let extras = prepare(bundle, spec.process().as_ref())?;
+    let (extras, groups) = prepare(bundle, spec.process().as_ref())?;
     let console = Console::new(bundle, spec.process().as_ref())?;
     std::fs::create_dir_all(root).map_err(|source| RuncError::Io {
         doing: "create",
         path: root.to_owned(),
         source,
     })?;
-    let mut container = builder(root, id, &extras, &console)?
+    let mut container = builder(root, id, &extras, groups, true, &console)?
         .as_init(bundle)
         .with_systemd(false)
         .with_detach(true)
@@ -134,9 +148,9 @@ fn run_container(root: &Path, id: &str, bundle: &Path) -> Result<(u32, Option<Ow
 
 fn exec(root: &Path, id: &str, bundle: &Path, process_file: &Path) -> Result<(u32, Option<OwnedFd>), RuncError> {
     let process: Process = read_json(process_file)?;
-    let extras = prepare(bundle, Some(&process))?;
+    let (extras, groups) = prepare(bundle, Some(&process))?;
     let console = Console::new(process_file.parent().unwrap_or(bundle), Some(&process))?;
-    let pid = builder(root, id, &extras, &console)?
+    let pid = builder(root, id, &extras, groups, false, &console)?
         .as_tenant()
         .with_process(Some(process_file))
         .with_detach(true)
@@ -145,8 +159,19 @@ fn exec(root: &Path, id: &str, bundle: &Path, process_file: &Path) -> Result<(u3
     Ok((pid.as_raw() as u32, terminal))
 }
 
-fn builder(root: &Path, id: &str, extras: &Extras, console: &Option<Console>) -> Result<ContainerBuilder, RuncError> {
+fn builder(
+    root: &Path,
+    id: &str,
+    extras: &Extras,
+    groups: Vec<File>,
+    first: bool,
+    console: &Option<Console>,
+) -> Result<ContainerBuilder, RuncError> {
     let executor = executor::Filtered {
+        groups: Arc::new(groups),
+        view: extras.cgroup_view,
+        // Later commands share the first one's mounts.
+        first,
         seccomp: extras.seccomp,
         capabilities: extras.capabilities.clone(),
     };
@@ -160,7 +185,8 @@ fn builder(root: &Path, id: &str, extras: &Extras, console: &Option<Console>) ->
 
 /// Makes PID 1 of a shared pid namespace: `INIT pause`.
 fn pause(init: &str, cgroups: &[&str]) -> Result<(u32, Option<OwnedFd>), RuncError> {
-    join_cgroups(cgroups.iter().map(Path::new))?;
+    let groups = open_cgroups(cgroups.iter().map(Path::new))?;
+    join_cgroups(&groups).map_err(RuncError::Join)?;
     let program = init.to_owned();
     // This program has one thread.
     let child = linux::process::fork_into(linux::process::Namespaces::NEWPID, move || {
@@ -172,10 +198,10 @@ fn pause(init: &str, cgroups: &[&str]) -> Result<(u32, Option<OwnedFd>), RuncErr
     Ok((child.pid.as_raw_nonzero().get() as u32, None))
 }
 
-/// Joins the groups, hides them, and gives the standard streams to the container's user.
-fn prepare(bundle: &Path, process: Option<&Process>) -> Result<Extras, RuncError> {
+/// Opens the groups, hides them, and gives the standard streams to the container's user.
+fn prepare(bundle: &Path, process: Option<&Process>) -> Result<(Extras, Vec<File>), RuncError> {
     let extras: Extras = read_json(&bundle.join(EXTRAS_FILE))?;
-    join_cgroups(extras.cgroups.iter().map(PathBuf::as_path))?;
+    let groups = open_cgroups(extras.cgroups.iter().map(PathBuf::as_path))?;
     hide_cgroups()?;
     if let Some(user) = process.map(Process::user) {
         let (uid, gid) = (user.uid(), user.gid());
@@ -192,23 +218,27 @@ fn prepare(bundle: &Path, process: Option<&Process>) -> Result<Extras, RuncError
             }
         }
     }
-    Ok(extras)
+    Ok((extras, groups))
 }
 
-fn join_cgroups<'a>(dirs: impl Iterator<Item = &'a Path>) -> Result<(), RuncError> {
-    for dir in dirs {
+fn open_cgroups<'a>(dirs: impl Iterator<Item = &'a Path>) -> Result<Vec<File>, RuncError> {
+    dirs.map(|dir| {
         let path = dir.join("cgroup.procs");
-        let result = std::fs::OpenOptions::new()
-            .write(true)
-            .open(&path)
-            .and_then(|mut file| io::Write::write_all(&mut file, b"0"));
-        result.map_err(|source| RuncError::Io {
-            doing: "join control group",
+        let file = File::options().write(true).open(&path);
+        file.map_err(|source| RuncError::Io {
+            doing: "open control group",
             path,
             source,
-        })?;
-    }
-    Ok(())
+        })
+    })
+    .collect()
+}
+
+/// Moves the calling process into the groups. The kernel asks for the rights of whoever opened the files.
+fn join_cgroups(groups: &[File]) -> io::Result<()> {
+    groups
+        .iter()
+        .try_for_each(|mut file| io::Write::write_all(&mut file, b"0"))
 }
 
 /// Detaches every cgroup mount in a mount namespace of our own. The container's namespace is made from it.
@@ -258,7 +288,7 @@ impl Console {
             source,
         };
         // Socket addresses are short and our paths are not: name it through the directory's descriptor.
-        let handle = std::fs::File::open(dir).map_err(failed)?;
+        let handle = File::open(dir).map_err(failed)?;
         let name = format!("console-{}", std::process::id());
         let short = format!("/proc/self/fd/{}/{name}", std::os::fd::AsRawFd::as_raw_fd(&handle));
         let listener = UnixListener::bind(short).map_err(failed)?;

@@ -40,6 +40,8 @@ use self::{
 };
 use super::protocol::{self, Exit, Frame, HelperReport, Process, Reason, Request, Response};
 
+/// Start of the names of libcontainer's intermediate and first processes before exec.
+const HELPER_STAGE: &str = "youki:[";
 const HELPER_PATIENCE: Duration = Duration::from_secs(30);
 /// Exits of commands inside containers that nobody fetched; the oldest go first.
 const EPHEMERAL_MAX: usize = 256;
@@ -374,11 +376,32 @@ impl Supervisor {
             return;
         };
         self.targets.retain(|_, target| !belongs_to(target, id));
+        self.kill_strays();
         if let Some(token) = process.spawner {
             self.respond(token, &failed(Reason::Start, message), None);
         }
         for token in process.waiters {
             self.respond(token, &failed(Reason::NotFound, message), None);
+        }
+    }
+
+    /// A helper that died may have left a process that waits for its signal to go on: nobody knows it and it is in no group.
+    /// It is told by its name, which it has until exec, and by being our child.
+    fn kill_strays(&self) {
+        let children = std::fs::read_to_string(format!("/proc/self/task/{}/children", std::process::id()));
+        for pid in children
+            .unwrap_or_default()
+            .split_whitespace()
+            .filter_map(|pid| pid.parse::<u32>().ok())
+        {
+            let known = self
+                .processes
+                .values()
+                .any(|process| process.pid == pid || process.helper == Some(pid));
+            let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+            if !known && name.starts_with(HELPER_STAGE) {
+                signal(pid, libc::SIGKILL, false);
+            }
         }
     }
 
