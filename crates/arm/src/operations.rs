@@ -180,7 +180,7 @@ pub(crate) async fn result(app: &App, name: &str) -> Answer<Reply> {
         State::Succeeded if op.spec.verb == "DELETE" && op.spec.plural == "resourcegroups" => {
             Ok(Reply::empty(StatusCode::OK))
         }
-        State::Succeeded if op.spec.verb == "DELETE" => Ok(Reply::empty(StatusCode::NO_CONTENT)),
+        State::Succeeded if op.spec.verb.starts_with("DELETE") => Ok(Reply::empty(StatusCode::NO_CONTENT)),
         State::Succeeded => resource::by_id(app, &op.spec.resource).await,
     }
 }

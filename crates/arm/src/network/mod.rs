@@ -3,7 +3,6 @@
 //! One task decides for the whole platform, from a fresh read of every object, so no address is given twice: reads, plans
 //! ([`plan::plan`]), writes statuses, and waits for the next change. Bursts of changes are one pass.
 
-pub mod alloc;
 pub mod plan;
 
 use std::{sync::Arc, time::Duration};

@@ -7,12 +7,13 @@ use std::{
 
 use ipnet::IpNet;
 use resources::{
-    ArmError, ArmStatus, object_name,
+    ArmError, ArmStatus,
     views::{NicAddresses, NicView, VnetView, subnet_ref},
 };
 use serde_json::{Value, json};
 
-use super::alloc::{Taken, mac};
+use vnet_model::{address::Mac, ipam::Pool};
+
 use crate::{home::ArmObject, token::guid};
 
 /// Everything that the plan looks at.
@@ -96,30 +97,41 @@ fn nics(inputs: &Inputs, out: &mut Vec<Write>) {
         .iter()
         .filter_map(|v| Some((v.name(), VnetView::parse(&v.spec.body).ok()?)))
         .collect();
-    // Addresses are unique per VNet: subnets of one VNet never overlap, so one set per VNet is enough.
-    let mut taken: BTreeMap<String, Taken> = BTreeMap::new();
+    let mut pools: Pools = BTreeMap::new();
+    for (vnet, view) in &vnets {
+        for s in &view.subnets {
+            if let IpNet::V4(prefix) = s.prefix {
+                pools.insert(
+                    ((*vnet).to_owned(), s.name.to_lowercase()),
+                    Pool::subnet(s.name.clone(), prefix),
+                );
+            }
+        }
+    }
     let mut macs = BTreeSet::new();
     for nic in &inputs.nics {
         let Some(k) = known(nic) else { continue };
         macs.insert(k.mac.clone());
         for c in &k.ip_configs {
-            if let Some((vnet, _)) = subnet_ref(&c.subnet) {
-                taken.entry(vnet).or_default().insert(c.address);
+            if let (Some((vnet, subnet)), IpAddr::V4(a)) = (subnet_ref(&c.subnet), c.address)
+                && let Some(Err(e)) = pools
+                    .get_mut(&(vnet, subnet.to_lowercase()))
+                    .map(|p| p.claim(nic.name(), a))
+            {
+                tracing::error!(nic = nic.name(), error = %e, "an address that was given cannot be held");
             }
         }
     }
     for nic in inputs.nics.iter().filter(|n| !n.is_deleting()) {
-        let result = nic_properties(nic, &vnets, &mut taken, &mut macs);
+        let result = nic_properties(nic, &mut pools, &mut macs);
         push(out, "networkinterfaces", nic, result);
     }
 }
 
-fn nic_properties(
-    nic: &ArmObject,
-    vnets: &BTreeMap<&str, VnetView>,
-    taken: &mut BTreeMap<String, Taken>,
-    macs: &mut BTreeSet<String>,
-) -> Result<Value, ArmError> {
+/// Home name of the VNet and folded name of the subnet, to who holds what there.
+type Pools = BTreeMap<(String, String), Pool>;
+
+fn nic_properties(nic: &ArmObject, pools: &mut Pools, macs: &mut BTreeSet<String>) -> Result<Value, ArmError> {
     let fail = |code: &str, message: String| ArmError {
         code: code.to_owned(),
         message,
@@ -127,7 +139,7 @@ fn nic_properties(
     let view = NicView::parse(&nic.spec.body).map_err(|e| fail("InvalidRequestContent", e.to_string()))?;
     let before = known(nic).unwrap_or_default();
     let mut addresses: Vec<Option<IpAddr>> = Vec::with_capacity(view.ip_configs.len());
-    // Addresses per subnet that are still missing.
+    // Configurations per subnet that still need an address.
     let mut missing: BTreeMap<(String, String), Vec<usize>> = BTreeMap::new();
     for (i, c) in view.ip_configs.iter().enumerate() {
         let Some((vnet, subnet)) = subnet_ref(&c.subnet) else {
@@ -136,50 +148,48 @@ fn nic_properties(
                 format!("'{}' is not the id of a subnet", c.subnet),
             ));
         };
-        let kept = before
-            .ip_configs
-            .iter()
-            .find(|b| b.name == c.name && b.subnet.eq_ignore_ascii_case(&c.subnet));
-        match (c.address, kept) {
-            (Some(fixed), Some(k)) if k.address == fixed => addresses.push(Some(fixed)),
-            (Some(fixed), _) => {
-                if !taken.entry(vnet).or_default().insert(fixed) {
-                    return Err(fail(
-                        "PrivateIPAddressInUse",
-                        format!("{fixed} is used by another network interface"),
-                    ));
-                }
-                addresses.push(Some(fixed));
-            }
-            (None, Some(k)) => addresses.push(Some(k.address)),
-            (None, None) => {
-                missing.entry((vnet, subnet.to_lowercase())).or_default().push(i);
-                addresses.push(None);
-            }
-        }
-    }
-    for ((vnet, subnet), wanted) in missing {
-        let prefix = vnets
-            .get(vnet.as_str())
-            .and_then(|v| v.subnet(&subnet))
-            .map(|s| s.prefix);
-        let Some(prefix) = prefix else {
+        let key = (vnet, subnet.to_lowercase());
+        let Some(pool) = pools.get_mut(&key) else {
             return Err(fail(
                 "InvalidResourceReference",
                 format!("the subnet '{subnet}' does not exist"),
             ));
         };
-        match taken.entry(vnet).or_default().take(&prefix, wanted.len()) {
-            Ok(got) => wanted.iter().zip(got).for_each(|(i, a)| addresses[*i] = Some(a)),
-            Err(free) => {
-                let n = wanted.len();
-                let message = format!("subnet '{subnet}' ({prefix}) is full: {n} addresses wanted, {free} free");
-                return Err(fail("SubnetIsFull", message));
+        let kept = before
+            .ip_configs
+            .iter()
+            .find(|b| b.name == c.name && b.subnet.eq_ignore_ascii_case(&c.subnet));
+        match (c.address, kept) {
+            (Some(IpAddr::V4(fixed)), _) => {
+                pool.claim(nic.name(), fixed)
+                    .map_err(|e| fail(e.code(), e.to_string()))?;
+                addresses.push(Some(fixed.into()));
+            }
+            (Some(other), _) => {
+                return Err(fail(
+                    "PrivateIPAddressNotInSubnet",
+                    format!("{other} is not an IPv4 address"),
+                ));
+            }
+            (None, Some(k)) => addresses.push(Some(k.address)),
+            (None, None) => {
+                missing.entry(key).or_default().push(i);
+                addresses.push(None);
             }
         }
     }
+    for (key, wanted) in missing {
+        let Some(pool) = pools.get_mut(&key) else { continue };
+        let got = pool.allocate_many(nic.name(), wanted.len()).map_err(|e| {
+            let free = pool.free();
+            fail(e.code(), format!("{e} {free} of {} are free.", pool.capacity()))
+        })?;
+        wanted.iter().zip(got).for_each(|(i, a)| addresses[*i] = Some(a.into()));
+    }
     let mac = if before.mac.is_empty() {
-        let fresh = (0..64).map(|n| mac(&nic.spec.id, n)).find(|m| macs.insert(m.clone()));
+        let fresh = (0..64)
+            .map(|n| Mac::derived(&format!("{} {n}", nic.name())).dashed())
+            .find(|m| macs.insert(m.clone()));
         fresh.ok_or_else(|| fail("InternalServerError", "no free MAC address was found".into()))?
     } else {
         before.mac
@@ -203,19 +213,25 @@ fn nic_properties(
 fn public_ips(inputs: &Inputs, out: &mut Vec<Write>) {
     let address =
         |o: &ArmObject| -> Option<IpAddr> { o.status.as_ref()?.properties["ipAddress"].as_str()?.parse().ok() };
-    let mut taken = Taken::default();
+    let mut pool = match inputs.pool {
+        // The first addresses are the edge's own, as a subnet's are its router's.
+        Some(IpNet::V4(prefix)) => Some(Pool::subnet("public", prefix)),
+        _ => None,
+    };
     for o in &inputs.public_ips {
-        if let Some(a) = address(o) {
-            taken.insert(a);
+        if let (Some(IpAddr::V4(a)), Some(pool)) = (address(o), &mut pool)
+            && let Err(e) = pool.claim(o.name(), a)
+        {
+            tracing::error!(address = %a, error = %e, "a public address that was given cannot be held");
         }
     }
     for o in inputs.public_ips.iter().filter(|o| !o.is_deleting()) {
-        let result = match (address(o), inputs.pool) {
+        let result = match (address(o), &mut pool) {
             (Some(a), _) => Ok(a),
-            (None, None) => Err("this platform has no pool of public addresses".to_owned()),
-            (None, Some(pool)) => match taken.take(&pool, 1) {
-                Ok(got) => Ok(got[0]),
-                Err(_) => Err(format!("the pool of public addresses {pool} is used up")),
+            (None, None) => Err("this platform has no pool of public IPv4 addresses".to_owned()),
+            (None, Some(pool)) => match pool.allocate(o.name()) {
+                Ok(a) => Ok(IpAddr::V4(a)),
+                Err(_) => Err(format!("the pool of public addresses {} is used up", pool.prefix())),
             },
         };
         let result = result
@@ -226,13 +242,6 @@ fn public_ips(inputs: &Inputs, out: &mut Vec<Write>) {
             });
         push(out, "publicipaddresses", o, result);
     }
-}
-
-/// Object name of the VNet that a subnet's id names, for callers that only have the id.
-pub fn vnet_of(subnet_id: &str) -> Option<String> {
-    let (up, _) = subnet_id.trim_end_matches('/').rsplit_once('/')?;
-    let (vnet, _) = up.rsplit_once('/')?;
-    Some(object_name(vnet))
 }
 
 #[cfg(test)]
@@ -323,7 +332,13 @@ mod tests {
         assert_eq!(after.mac, before.mac);
         let failed = i.nics[2].status.clone().unwrap();
         assert_eq!(failed.provisioning_state, "Failed");
-        assert!(failed.error.unwrap().message.contains("2 addresses wanted, 0 free"));
+        assert!(
+            failed
+                .error
+                .unwrap()
+                .message
+                .contains("for 2 IP addresses. 0 of 11 are free")
+        );
         assert_eq!(plan(&i), []);
         // Room again: the failed one is served.
         i.nics.remove(1);

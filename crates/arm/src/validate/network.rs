@@ -1,5 +1,7 @@
 //! VNets, subnets, network interfaces and public addresses.
 
+use std::net::IpAddr;
+
 use ipnet::IpNet;
 use resources::{
     ArmId,
@@ -178,8 +180,11 @@ pub fn nic(body: &Value, old: Option<&ArmObject>, world: &World) -> Answer<()> {
         }
         if let Some(a) = c.address {
             let path = format!("{at}.privateIPAddress");
-            let hosts_from = crate::network::alloc::usable_range(&subnet.prefix);
-            if !hosts_from.is_some_and(|(lo, hi)| lo <= a && a <= hi) {
+            let usable = match (subnet.prefix, a) {
+                (IpNet::V4(p), IpAddr::V4(a)) => p.contains(&a) && !vnet_model::rules::is_reserved(p, a),
+                _ => false,
+            };
+            if !usable {
                 let problem = format!(
                     "{a} is not one of the usable addresses of subnet '{}' ({})",
                     subnet.name, subnet.prefix
