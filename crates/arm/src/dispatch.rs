@@ -219,6 +219,12 @@ async fn arm(app: &App, request: &Request, route: Route) -> Answer<Reply> {
             app.check_subscription(&subscription)?;
             operations::result(app, &name).await
         }
+        Route::UpgradeProfile { id, kind } => {
+            version::check(v, &kind.full(), kind.versions)?;
+            app.check_subscription(&id.subscription)?;
+            get_only(m, "an upgrade profile")?;
+            resource::upgrade_profile(app, &id, kind).await
+        }
         Route::KubernetesVersions { .. } => {
             resources_version("kubernetesVersions")?;
             Ok(catalog::kubernetes_versions())

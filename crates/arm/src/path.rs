@@ -93,6 +93,11 @@ pub enum Route {
         subscription: String,
         name: String,
     },
+    /// `upgradeProfiles/default` of a cluster or pool.
+    UpgradeProfile {
+        id: ArmId,
+        kind: &'static ResourceType,
+    },
     KubernetesVersions {
         location: String,
     },
@@ -283,6 +288,18 @@ fn below_provider(sub: &str, group: Option<&str>, ns: &str, rest: &[&str]) -> An
             .map(|(t, pair)| ((*t).to_owned(), pair[1].to_owned()))
             .collect(),
     };
+    if let [front @ .., profile, default] = rest
+        && is(profile, "upgradeProfiles")
+        && is(default, "default")
+        && let Some(kind) = table::find(ns, &front.iter().step_by(2).copied().collect::<Vec<_>>())
+        && kind.provider == "Microsoft.ContainerService"
+        && group.is_some()
+    {
+        return Ok(Route::UpgradeProfile {
+            id: id(pairs.len() - 1, kind),
+            kind,
+        });
+    }
     if rest.len().is_multiple_of(2) {
         return match (table::find(ns, &types), group) {
             (Some(kind), Some(_)) => Ok(Route::Resource {
@@ -389,6 +406,12 @@ mod tests {
             panic!()
         };
         assert_eq!((action.as_str(), id.name()), ("listClusterUserCredential", "c"));
+        let Route::UpgradeProfile { id, kind } =
+            parse(&format!("{aks}/c/agentPools/p/upgradeProfiles/default")).unwrap()
+        else {
+            panic!()
+        };
+        assert_eq!((id.name(), kind.path.len()), ("p", 2));
         let Route::RoleAssignments { scope } =
             parse(&format!("{aks}/c/providers/Microsoft.Authorization/roleAssignments")).unwrap()
         else {

@@ -80,6 +80,26 @@ fn not_found(id: &ArmId, kind: &ResourceType) -> Fault {
     )
 }
 
+/// Versions that a cluster or pool can move to: none, while one version is served.
+pub(crate) async fn upgrade_profile(app: &App, id: &ArmId, kind: &'static ResourceType) -> Answer<Reply> {
+    let shown = get(app, id, kind).await?.body.unwrap_or_default();
+    let p = &shown["properties"];
+    let profile = |p: &Value, version: &str| json!({"kubernetesVersion": p[version], "name": p["name"], "osType": "Linux", "upgrades": []});
+    let properties = match kind.storage {
+        Storage::Embedded { .. } => profile(p, "currentOrchestratorVersion"),
+        Storage::Object { .. } => {
+            let pools = p["agentPoolProfiles"].as_array().cloned().unwrap_or_default();
+            let pools: Vec<Value> = pools.iter().map(|q| profile(q, "currentOrchestratorVersion")).collect();
+            json!({"controlPlaneProfile": profile(p, "currentKubernetesVersion"), "agentPoolProfiles": pools})
+        }
+    };
+    let id = shown["id"].as_str().unwrap_or_default();
+    let full = format!("{}/upgradeprofiles", kind.full());
+    Ok(Reply::ok(
+        json!({"id": format!("{id}/upgradeprofiles/default"), "name": "default", "type": full, "properties": properties}),
+    ))
+}
+
 /// The element of an embedded array whose name matches.
 fn element<'a>(body: &'a Value, array: &str, name: &str) -> Option<&'a Value> {
     body["properties"][array]

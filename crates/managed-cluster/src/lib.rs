@@ -19,6 +19,7 @@ mod reconcile_cluster;
 mod services;
 mod status;
 mod teardown;
+mod virtual_node;
 
 use std::sync::Arc;
 

@@ -10,7 +10,7 @@ use k8s_openapi::{
 use reconcile::{Client, Error, Informers, Patch, Requeue};
 use resources::{
     ArmId, ArmSpec, ArmStatus, GROUP_FINALIZER, ManagedCluster, NodeBootstrap, PublicIPAddress, ResourceGroup,
-    VirtualNetwork, VirtualNode, VirtualNodeSpec, aks, aks::ClusterView, object_name, views::VnetView,
+    VirtualNetwork, aks, aks::ClusterView, object_name,
 };
 use serde_json::json;
 
@@ -21,16 +21,11 @@ use crate::{
     names::{self, FINALIZER, Ids},
     pool,
     status::{self, Progress},
-    teardown,
+    teardown, virtual_node,
 };
 
 /// A look without a change, while something is under way; events bring most passes sooner.
 pub(crate) const LOOK_AGAIN: std::time::Duration = std::time::Duration::from_secs(1);
-/// What one virtual node may hold. Azure's connector advertises the same.
-const VIRTUAL_CPU_MILLI: i64 = 10_000_000;
-const VIRTUAL_MEMORY_BYTES: i64 = 4 << 40;
-const VIRTUAL_PODS: i64 = 5000;
-
 /// Everything that a pass over a healthy cluster knows.
 pub(crate) struct Pass<'a> {
     pub context: &'a Context,
@@ -207,7 +202,7 @@ async fn steps(
         states.push((name, progress.1));
         worst = worse(worst, progress.0);
     }
-    worst = worse(worst, virtual_node(&pass, id).await?);
+    worst = worse(worst, virtual_node::reconcile(&pass, id).await?);
     Ok((worst, states))
 }
 
@@ -302,91 +297,6 @@ pub(crate) fn address_of(status: Option<&ArmStatus>) -> Result<Option<IpAddr>, P
         (Some(e), None) => Err(Progress::Failed(e.clone())),
         (None, None) => Ok(None),
     }
-}
-
-/// The virtual-node add-on: a VirtualNode object and its certificates; or their removal.
-async fn virtual_node(pass: &Pass<'_>, id: &ArmId) -> Result<Progress, Error> {
-    let Pass {
-        context,
-        cluster,
-        view,
-        ids,
-        ..
-    } = pass;
-    let name = names::machine(names::VIRTUAL_NODE, &ids.object);
-    let secret = names::secret(&name);
-    let existing = context.virtual_nodes.get("", &name);
-    let Some(subnet) = &view.virtual_node_subnet else {
-        if existing.is_none() {
-            return Ok(Progress::Done);
-        }
-        context.delete::<VirtualNode>(None, &name).await?;
-        context.delete::<Secret>(Some("kube-system"), &secret).await?;
-        delete_node(&pass.hosted.0, names::VIRTUAL_NODE).await?;
-        return Ok(Progress::Working("removing the virtual node".into()));
-    };
-    let Some(pool) = view.pools.first() else {
-        return Ok(Progress::Done);
-    };
-    let Some((vnet, _)) = resources::views::subnet_ref(&view.subnet_of(&id.subscription, pool)) else {
-        return Ok(Progress::failed("InvalidParameter", "the pool's subnet id is not one"));
-    };
-    let body = context
-        .vnets
-        .get("", &vnet)
-        .map(|v| v.spec.body.clone())
-        .unwrap_or_default();
-    let prefix = VnetView::parse(&body)
-        .ok()
-        .and_then(|v| v.subnet(subnet).map(|s| s.prefix));
-    let Some(prefix) = prefix else {
-        return Ok(Progress::failed(
-            "SubnetNotFound",
-            format!("the virtual node's subnet '{subnet}' does not exist"),
-        ));
-    };
-    // The node's kubelet API listens inside the VNet: at the platform's address there, and at the subnet's router.
-    let router = prefix.hosts().next();
-    let addresses = router
-        .into_iter()
-        .chain(["168.63.129.16".parse().expect("a literal address")])
-        .collect();
-    let identity = NodeIdentity {
-        node_name: names::VIRTUAL_NODE.to_owned(),
-        addresses,
-    };
-    if let Some(progress) = pass.ensure_secret(&secret, "", identity).await? {
-        return Ok(progress);
-    }
-    if existing.is_none() {
-        let spec = VirtualNodeSpec {
-            node_name: names::VIRTUAL_NODE.to_owned(),
-            managed_cluster: cluster.name().to_owned(),
-            virtual_network: vnet,
-            subnet: subnet.clone(),
-            group_scope: ids.node_group.clone(),
-            cpu_milli: VIRTUAL_CPU_MILLI,
-            memory_bytes: VIRTUAL_MEMORY_BYTES,
-            max_pods: VIRTUAL_PODS,
-            bootstrap: pass.bootstrap(secret),
-        };
-        let mut object = VirtualNode::new(name, spec);
-        own(&mut object.metadata, cluster, &ids.cluster);
-        context.create(None, &object).await?;
-    }
-    let node = pass.hosted.1.get::<Node>().get("", names::VIRTUAL_NODE);
-    let failed = existing
-        .as_ref()
-        .and_then(|v| v.status.as_ref())
-        .filter(|s| s.phase == "Failed");
-    Ok(match (node, failed) {
-        (Some(n), _) if status::is_ready(&n) => Progress::Done,
-        (_, Some(s)) => Progress::failed(
-            "VirtualNodeFailed",
-            format!("the virtual node does not start: {}", s.message),
-        ),
-        _ => Progress::Working("waiting for the virtual node to be Ready".into()),
-    })
 }
 
 /// Removes a Node object from a hosted cluster; fine if it is gone.

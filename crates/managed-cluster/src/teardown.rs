@@ -4,7 +4,7 @@
 //! its address, VNet and node resource group; then the finalizer.
 
 use k8s_openapi::api::core::v1::Secret;
-use reconcile::{DeleteParams, Error, Kind, ListParams, Requeue};
+use reconcile::{Error, Kind, ListParams, Requeue};
 use resources::{
     AgentPool, ArmId, ContainerGroup, LoadBalancer, Machine, ManagedCluster, NetworkInterface, PublicIPAddress,
     ResourceGroup, VirtualNetwork, VirtualNode, aks::ClusterView,
@@ -64,15 +64,15 @@ async fn stage(context: &Context, cluster: &ManagedCluster) -> Result<Option<Str
         let view = ClusterView::parse(id, &cluster.spec.body).ok()?;
         Some(Ids::new(id, &view.node_resource_group))
     });
-    let groups_left = match &ids {
-        Some(ids) => container_groups(context, &ids.node_group).await?,
-        None => 0,
-    };
-    let nodes_left = sweep::<VirtualNode>(context, None, name).await?;
-    if groups_left + nodes_left > 0 {
-        return Ok(Some(format!(
-            "stopping the virtual node ({groups_left} container groups left)"
-        )));
+    // The node's end takes its groups with it; records that are left over then have nobody behind them.
+    if sweep::<VirtualNode>(context, None, name).await? > 0 {
+        return Ok(Some("stopping the virtual node".into()));
+    }
+    if let Some(ids) = &ids {
+        let left = container_groups(context, &ids.node_group).await?;
+        if left > 0 {
+            return Ok(Some(format!("removing container groups ({left} left)")));
+        }
     }
     let machines = sweep::<Machine>(context, None, name).await?;
     if machines > 0 {
@@ -124,26 +124,26 @@ async fn sweep<K: Kind>(context: &Context, namespace: Option<&str>, cluster: &st
     Ok(left)
 }
 
-/// Container groups of the virtual node: recorded under the node resource group.
+/// Container groups of the virtual node: recorded under the node resource group, with or without labels.
 async fn container_groups(context: &Context, node_group: &str) -> Result<usize, Error> {
-    let label = format!("{}={}", resources::GROUP_LABEL, resources::object_name(node_group));
     let all = context
         .home
-        .list::<ContainerGroup>(None, &ListParams::labels(label))
+        .list::<ContainerGroup>(None, &ListParams::default())
         .await?;
+    let prefix = format!("{}/", node_group.to_lowercase());
     let mut left = 0;
-    for group in &all.items {
-        left += 1;
+    for group in all
+        .items
+        .iter()
+        .filter(|g| g.spec.id.to_lowercase().starts_with(&prefix))
+    {
         if group.metadata.deletion_timestamp.is_none() {
-            let result = context
-                .home
-                .delete::<ContainerGroup>(None, group.name(), &DeleteParams::default())
-                .await;
-            match result {
-                Err(e) if !e.is_not_found() => return Err(e),
-                _ => {}
+            context.delete::<ContainerGroup>(None, group.name()).await?;
+            if group.metadata.finalizers.iter().flatten().next().is_none() {
+                continue;
             }
         }
+        left += 1;
     }
     Ok(left)
 }

@@ -8,7 +8,7 @@ use http::{Method, Request, StatusCode};
 use http_body_util::BodyExt;
 use k8s_openapi::api::core::v1::{Node, Pod, Service};
 use reconcile::{Client, DeleteParams, HttpsConfig, Identity, full_body};
-use resources::{LoadBalancer, Machine, PublicIPAddress, ResourceGroup};
+use resources::{LoadBalancer, Machine, NetworkInterface, PublicIPAddress, ResourceGroup, VirtualNode};
 use serde_json::{Value, json};
 use support::{CLIENT, Platform, SECRET, SUBSCRIPTION, TENANT};
 
@@ -390,6 +390,23 @@ async fn load_balancer_services_get_addresses_and_the_virtual_node_joins() {
         ((balancers, addresses) == (0, 1)).then_some(())
     })
     .await;
+    // The add-on off: its node, certificates and interface go; then on again for the rest.
+    let mut whole = w.get(&aks("rg", "c1")).await.body;
+    for on in [false, true] {
+        whole["properties"]["addonProfiles"]["aciConnectorLinux"]["enabled"] = json!(on);
+        let got = w.finish(Method::PUT, &aks("rg", "c1"), whole.clone()).await;
+        assert_eq!(got.state(), "Succeeded", "{:?}", got.body);
+        let nodes = home.list::<VirtualNode>(None, &Default::default()).await.unwrap().items;
+        let nics = home
+            .list::<NetworkInterface>(None, &Default::default())
+            .await
+            .unwrap()
+            .items;
+        assert_eq!((nodes.len(), nics.len()), (usize::from(on), 1 + usize::from(on)));
+        assert!(nodes.iter().all(|n| nics.iter().any(|i| i.name() == n.spec.nic)));
+        let node = hosted.get_opt::<Node>(None, "virtual-node-aci-linux").await.unwrap();
+        assert_eq!(node.is_some(), on);
+    }
     // The subnets are in use: nothing takes them away.
     for what in [
         format!("{}/subnets/nodes", vnet("rg")),

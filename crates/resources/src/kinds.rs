@@ -235,6 +235,10 @@ pub struct VirtualNodeSpec {
     /// Home object name of the VirtualNetwork, and the delegated subnet's name in it.
     pub virtual_network: String,
     pub subnet: String,
+    /// Home object name of the node's own NetworkInterface: its kubelet API answers at that address, which stands in the
+    /// serving certificate.
+    #[serde(default)]
+    pub nic: String,
     /// ARM resource group id that groups are recorded under (the node resource group).
     pub group_scope: String,
     pub cpu_milli: i64,
