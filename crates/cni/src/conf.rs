@@ -62,9 +62,9 @@ fn key(key: impl Into<String>, reason: impl Into<String>) -> ConfError {
 pub enum Mode {
     /// Routed: one /32 route per pod over its own veth; the NIC is not touched.
     Transparent,
-    /// The NIC becomes a port of a bridge. The meaning of an omitted `mode`.
+    /// Pods are ports of a bridge beside the NIC. The meaning of an omitted `mode`.
     Bridge,
-    /// Bridge with all traffic sent to the fabric.
+    /// As bridge, and all traffic goes to the fabric, also between pods of one node.
     Tunnel,
 }
 
@@ -77,6 +77,8 @@ pub struct NetConf {
     pub mode: Mode,
     /// NIC of the node; `None` = the NIC that owns the allocated address, else the default route's.
     pub master: Option<String>,
+    /// Name of the bridge; `None` = `azure` and the NIC's index.
+    pub bridge: Option<String>,
     /// Bytes; `None` = the NIC's.
     pub mtu: Option<u32>,
     pub ipam: Ipam,
@@ -269,6 +271,7 @@ impl NetConf {
             name,
             mode,
             master: conf.master.filter(|m| !m.is_empty()),
+            bridge: conf.bridge.filter(|b| !b.is_empty()),
             mtu: conf.mtu.filter(|m| *m != 0),
             ipam,
             dns: conf.dns,

@@ -7,11 +7,12 @@ use thiserror::Error;
 
 use crate::{
     conf::NetConf,
+    links::{self, network_tag},
     pool::{Allocation, Key, PoolError, Request, Reservation, State},
     result::{CniResult, Dns, IpConfig, Route},
     spec::{Attachment, Failure, code},
+    steps,
     store::{Store, StoreError, boot_clock_ms},
-    transparent::{self, network_tag},
     wire::{self, WireError},
 };
 
@@ -119,7 +120,10 @@ impl<'a> Ipam<'a> {
                 }
             })?;
             match outcome {
-                Ok(allocation) => return Ok(allocation),
+                Ok(allocation) => {
+                    steps::reached("reserved");
+                    return Ok(allocation);
+                }
                 Err(PoolError::Cooling { wait_ms }) if waited_ms + wait_ms <= COOL_DOWN_WAIT_MS_MAX => {
                     waited_ms += wait_ms;
                     std::thread::sleep(Duration::from_millis(wait_ms));
@@ -144,7 +148,11 @@ impl<'a> Ipam<'a> {
     /// Fetches the pool and remembers it. A remembered one of the same server goes on serving if the server is silent.
     fn refresh(&self) -> Result<(), IpamError> {
         match wire::fetch(&self.conf.ipam.wire_server, self.conf.ipam.timeout_ms) {
-            Ok(pool) => self.with(|s| s.set_pool(pool)),
+            Ok(pool) => {
+                self.with(|s| s.set_pool(pool))?;
+                steps::reached("pool-learned");
+                Ok(())
+            }
             Err(source) => {
                 let known = self.with(|s| s.pool.as_ref().is_some_and(|p| p.source == self.conf.ipam.wire_server))?;
                 if !known {
@@ -160,7 +168,9 @@ impl<'a> Ipam<'a> {
     /// Gives back the attachment's address; success if it has none.
     pub fn del(&self, attachment: &Attachment) -> Result<Option<IpAddr>, IpamError> {
         let key = Key::of(attachment);
-        self.with(|s| s.release(&key, boot_clock_ms()))
+        let released = self.with(|s| s.release(&key, boot_clock_ms()))?;
+        steps::reached("released");
+        Ok(released)
     }
 
     /// The attachment holds the address that its result says.
@@ -183,7 +193,9 @@ impl<'a> Ipam<'a> {
 
     /// Gives back what this network holds for attachments that are not `valid`.
     pub fn gc(&self, valid: &BTreeSet<Key>) -> Result<Vec<IpAddr>, IpamError> {
-        self.with(|s| s.retain(&self.network, valid, boot_clock_ms()))
+        let released = self.with(|s| s.retain(&self.network, valid, boot_clock_ms()))?;
+        steps::reached("released");
+        Ok(released)
     }
 
     /// Keys that other networks hold; their links are not this network's to remove.
@@ -243,7 +255,7 @@ pub fn result(a: &Allocation) -> CniResult {
 /// Reservations as the kernel's links and routes show them; for pods of other plug-ins than `azure-vnet` it knows none.
 fn recover() -> Result<State, Box<dyn std::error::Error + Send + Sync>> {
     let mut state = State::default();
-    for live in transparent::live()? {
+    for live in links::live()? {
         let Some(owner) = live.owner else { continue };
         for address in live.addresses {
             state.reservations.insert(

@@ -2,17 +2,20 @@
 //!
 //! [`entry`] turns a process into an [`spec::Invocation`] and a [`conf::NetConf`]; [`plugin`] has the verbs;
 //! [`ipam`] reserves addresses ([`pool`], pure) that the wire server tells ([`wire`], [`http`]) and remembers them
-//! ([`store`]); [`transparent`] makes and removes links. What is printed is a [`result`] or a [`spec::Failure`].
+//! ([`store`]); [`transparent`] and [`bridge`] make links, [`links`] removes them. What is printed is a [`result`] or a [`spec::Failure`].
 
+pub mod bridge;
 pub mod conf;
 pub mod delegate;
 pub mod entry;
 pub mod http;
 pub mod ipam;
+pub mod links;
 pub mod plugin;
 pub mod pool;
 pub mod result;
 pub mod spec;
+pub mod steps;
 pub mod store;
 mod sys;
 pub mod transparent;

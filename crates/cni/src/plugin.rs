@@ -6,17 +6,23 @@ use std::{
     path::Path,
 };
 
-use linux::netns::{self, NetNs};
+use ipnet::{IpNet, Ipv4Net};
+use linux::{
+    netlink::Link,
+    netns::{self, NetNs},
+};
 use serde_json::Value;
 
 use crate::{
+    bridge::{self, Bridge},
     conf::{Mode, NetConf, OWN_IPAM},
     delegate,
     ipam::{self, Ipam},
+    links::{self, KernelError, Owner, Plan, network_tag},
     pool::Key,
     result::{CniResult, Interface, IpConfig, Route},
     spec::{Attachment, Command, Failure, Invocation, code},
-    transparent::{self, GATEWAY, KernelError, Owner, Plan, network_tag},
+    transparent,
 };
 
 /// One invocation: what to do, with which configuration, and where warnings go.
@@ -116,16 +122,14 @@ impl Call<'_> {
         }
     }
 
-    fn need_transparent(&self) -> Result<(), Failure> {
-        let mode = match self.conf.mode {
-            Mode::Transparent => return Ok(()),
-            Mode::Bridge => "bridge (also the meaning of an omitted mode)",
-            Mode::Tunnel => "tunnel",
+    /// The bridge of this configuration; `None` in transparent mode.
+    fn bridge(&self, master: &Link) -> Option<Bridge> {
+        let tunnel = match self.conf.mode {
+            Mode::Transparent => return None,
+            Mode::Bridge => false,
+            Mode::Tunnel => true,
         };
-        Err(Failure::new(
-            code::CONFIG,
-            format!("mode: {mode} is not built yet; use \"transparent\""),
-        ))
+        Some(Bridge::of(self.conf.bridge.as_deref(), master, tunnel))
     }
 
     fn netns(&self) -> Result<(NetNs, String), Failure> {
@@ -172,7 +176,6 @@ impl Call<'_> {
     }
 
     fn add(&self) -> Result<Value, Failure> {
-        self.need_transparent()?;
         if self.conf.prev_result.is_some() {
             return Err(Failure::new(
                 code::CONFIG,
@@ -182,7 +185,7 @@ impl Call<'_> {
         let attachment = self.attachment()?;
         let (ns, sandbox) = self.netns()?;
         // Before IPAM: an interface that exists belongs to a living pod, whose address must not be given back below.
-        if transparent::pod_has_link(&ns, &attachment.ifname).map_err(|e| kernel(&e))? {
+        if links::pod_has_link(&ns, &attachment.ifname).map_err(|e| kernel(&e))? {
             let (ifname, container_id) = (attachment.ifname.clone(), attachment.container_id.clone());
             return Err(kernel(&KernelError::Exists { ifname, container_id }));
         }
@@ -208,50 +211,60 @@ impl Call<'_> {
         leased: CniResult,
         mac: Option<String>,
     ) -> Result<CniResult, Failure> {
-        let addresses = ipv4(leased.ips.iter().map(|i| i.address.addr())).map_err(|e| kernel(&e))?;
+        let addresses = ipv4_nets(leased.ips.iter().map(|i| i.address)).map_err(|e| kernel(&e))?;
         if addresses.is_empty() {
             return Err(Failure::new(
                 code::KERNEL,
                 format!("IPAM plug-in {} gave no address", self.conf.ipam.kind),
             ));
         }
-        let master = transparent::master(self.conf.master.as_deref(), mac.as_deref()).map_err(|e| kernel(&e))?;
+        let master = links::master(self.conf.master.as_deref(), mac.as_deref()).map_err(|e| kernel(&e))?;
+        let bridge = self.bridge(&master);
         let plan = Plan {
             owner: self.owner(attachment),
             ifname: attachment.ifname.clone(),
             addresses,
+            gateway: leased.ips.iter().find_map(|i| match i.gateway {
+                Some(IpAddr::V4(g)) => Some(g),
+                _ => None,
+            }),
             mtu: self.conf.mtu.unwrap_or(master.mtu),
-            master: master.name,
+            master,
         };
-        let made = transparent::attach(ns, &plan).map_err(|e| kernel(&e))?;
+        let made = match &bridge {
+            None => transparent::attach(ns, &plan),
+            Some(bridge) => bridge::attach(ns, &plan, bridge),
+        }
+        .map_err(|e| kernel(&e))?;
         let mtu = Some(plan.mtu);
+        let interface = |name, mac, sandbox| Interface {
+            name,
+            mac,
+            mtu,
+            sandbox,
+        };
+        let mut interfaces: Vec<Interface> = made
+            .bridge
+            .into_iter()
+            .map(|(name, mac)| interface(name, mac, String::new()))
+            .collect();
+        interfaces.push(interface(made.host_link, made.host_mac, String::new()));
+        interfaces.push(interface(plan.ifname, made.pod_mac, sandbox));
+        let at = interfaces.len() - 1;
         Ok(CniResult {
-            interfaces: vec![
-                Interface {
-                    name: made.host_link,
-                    mac: made.host_mac,
-                    mtu,
-                    sandbox: String::new(),
-                },
-                Interface {
-                    name: plan.ifname,
-                    mac: made.pod_mac,
-                    mtu,
-                    sandbox,
-                },
-            ],
-            ips: plan
+            interfaces,
+            ips: made
                 .addresses
                 .iter()
                 .map(|a| IpConfig {
-                    address: IpAddr::V4(*a).into(),
-                    gateway: Some(GATEWAY.into()),
-                    interface: Some(1),
+                    address: IpNet::V4(*a),
+                    gateway: Some(made.gateway.into()),
+                    interface: Some(at),
                 })
                 .collect(),
             routes: vec![Route {
-                dst: ipnet::IpNet::V4(Default::default()),
-                gw: Some(GATEWAY.into()),
+                dst: IpNet::V4(Default::default()),
+                gw: Some(made.gateway.into()),
             }],
             dns: if self.conf.dns.nameservers.is_empty() {
                 leased.dns
@@ -264,7 +277,7 @@ impl Call<'_> {
     /// Link first, then address: an address is free only when nothing routes to its old owner any more.
     fn undo(&self, attachment: &Attachment) -> Vec<Failure> {
         let mut failures = Vec::new();
-        failures.extend(transparent::detach(&Key::of(attachment)).err().map(|e| kernel(&e)));
+        failures.extend(links::detach(&Key::of(attachment)).err().map(|e| kernel(&e)));
         failures.extend(self.ipam_del(attachment).err());
         failures
     }
@@ -274,7 +287,6 @@ impl Call<'_> {
     }
 
     fn check(&self) -> Result<(), Failure> {
-        self.need_transparent()?;
         let attachment = self.attachment()?;
         let previous = self.prev_result()?;
         let (ns, _) = self.netns()?;
@@ -303,8 +315,11 @@ impl Call<'_> {
         if addresses.is_empty() {
             return Err(differs("an address of", &attachment.ifname));
         }
-        transparent::check(&ns, &owner, &attachment.ifname, &addresses)
-            .map_err(|e| Failure::from_error(code::CHECK_FAILED, &e))?;
+        match self.checked_bridge(previous)? {
+            None => transparent::check(&ns, &owner, &attachment.ifname, &addresses),
+            Some(bridge) => bridge::check(&ns, &owner, &attachment.ifname, &addresses, &bridge),
+        }
+        .map_err(|e| Failure::from_error(code::CHECK_FAILED, &e))?;
         if self.own_ipam() {
             let expected: Vec<IpAddr> = addresses.into_iter().map(IpAddr::V4).collect();
             return self.ipam().check(attachment, &expected).map_err(|e| e.failure(None));
@@ -314,8 +329,27 @@ impl Call<'_> {
             .map_err(|e| e.failure())
     }
 
+    /// The bridge that the result names: without a configured name it depends on the NIC of that ADD.
+    fn checked_bridge(&self, previous: &CniResult) -> Result<Option<Bridge>, Failure> {
+        let tunnel = match self.conf.mode {
+            Mode::Transparent => return Ok(None),
+            Mode::Bridge => false,
+            Mode::Tunnel => true,
+        };
+        let named = |i: &&Interface| {
+            let wanted = self.conf.bridge.as_deref();
+            i.sandbox.is_empty()
+                && wanted.map_or(i.mac == linux::netlink::format_mac(bridge::mac(&i.name)), |w| {
+                    w == i.name
+                })
+        };
+        let name = previous.interfaces.iter().find(named).map(|i| i.name.clone());
+        let name = name.ok_or_else(|| Failure::new(code::CHECK_FAILED, "prevResult does not hold the bridge"))?;
+        Ok(Some(Bridge { name, tunnel }))
+    }
+
     fn gc(&self) -> Result<(), Failure> {
-        let valid = self.valid_keys()?;
+        let keys = self.valid_keys()?;
         let mut failures = Vec::new();
         let others = if self.own_ipam() {
             self.ipam().keys_of_others().unwrap_or_else(|e| {
@@ -326,25 +360,25 @@ impl Call<'_> {
             BTreeSet::new()
         };
         let network = network_tag(&self.conf.name);
-        match transparent::live() {
+        match links::live() {
             Err(e) => failures.push(kernel(&e)),
             Ok(live) => {
                 let names = |keys: &BTreeSet<Key>| keys.iter().map(Key::link_name).collect::<BTreeSet<_>>();
-                let (valid, others) = (names(&valid), names(&others));
-                let stale: Vec<_> = live
-                    .into_iter()
-                    .filter(|l| match &l.owner {
-                        Some(owner) => owner.network == network && !valid.contains(&l.link.name),
-                        // Its ADD died before naming it; whose it is, the reservations say.
-                        None => !valid.contains(&l.link.name) && !others.contains(&l.link.name),
-                    })
-                    .map(|l| l.link)
-                    .collect();
-                failures.extend(transparent::remove(&stale).err().map(|e| kernel(&e)));
+                let (valid, others_links) = (names(&keys), names(&others));
+                let (stale, kept): (Vec<_>, Vec<_>) = live.into_iter().partition(|l| match &l.owner {
+                    Some(owner) => owner.network == network && !valid.contains(&l.link.name),
+                    // Its ADD died before naming it; whose it is, the reservations say.
+                    None => !valid.contains(&l.link.name) && !others_links.contains(&l.link.name),
+                });
+                let stale: Vec<_> = stale.into_iter().map(|l| l.link).collect();
+                failures.extend(links::remove(&stale).err().map(|e| kernel(&e)));
+                let mut alive: BTreeSet<_> = others.iter().chain(&keys).map(Key::mac).collect();
+                alive.extend(kept.iter().filter_map(|l| l.owner.as_ref()).map(|o| o.key.mac()));
+                failures.extend(bridge::sweep(&alive).err().map(|e| kernel(&e)));
             }
         }
         let released = if self.own_ipam() {
-            self.ipam().gc(&valid).map(drop).map_err(|e| e.failure(None))
+            self.ipam().gc(&keys).map(drop).map_err(|e| e.failure(None))
         } else {
             delegate::run(self.conf, self.invocation)
                 .map(drop)
@@ -359,9 +393,17 @@ impl Call<'_> {
             code: code::UNAVAILABLE,
             ..f
         };
-        self.need_transparent().map_err(unavailable)?;
+        if self.conf.mode == Mode::Bridge
+            && let Some(why) = bridge::netfilter_missing()
+        {
+            let msg = "mode: bridge needs br_netfilter for Services whose endpoints are on the caller's node";
+            return Err(Failure {
+                details: why,
+                ..Failure::new(code::UNAVAILABLE, msg)
+            });
+        }
         if let Some(name) = self.conf.master.as_deref() {
-            transparent::master(Some(name), None).map_err(|e| unavailable(kernel(&e)))?;
+            links::master(Some(name), None).map_err(|e| unavailable(kernel(&e)))?;
         }
         if self.own_ipam() {
             return self.ipam().status().map_err(|e| e.failure(Some(code::UNAVAILABLE)));
@@ -377,6 +419,17 @@ fn ipv4(addresses: impl Iterator<Item = IpAddr>) -> Result<Vec<Ipv4Addr>, Kernel
         .map(|a| match a {
             IpAddr::V4(v4) => Ok(v4),
             address @ IpAddr::V6(_) => Err(KernelError::NotIpv4 { address }),
+        })
+        .collect()
+}
+
+fn ipv4_nets(addresses: impl Iterator<Item = IpNet>) -> Result<Vec<Ipv4Net>, KernelError> {
+    addresses
+        .map(|a| match a {
+            IpNet::V4(v4) => Ok(v4),
+            IpNet::V6(v6) => Err(KernelError::NotIpv4 {
+                address: v6.addr().into(),
+            }),
         })
         .collect()
 }

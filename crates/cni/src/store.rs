@@ -16,7 +16,7 @@ use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::{pool::State, sys};
+use crate::{pool::State, steps, sys};
 
 const FILE: &str = "ipam.json";
 const FORMAT: u32 = 1;
@@ -187,6 +187,7 @@ impl<'a> Store<'a> {
         // One name is enough: whoever writes holds the lock, and a leftover of a dead writer is overwritten.
         let temporary = self.dir.join(format!("{FILE}.new"));
         std::fs::write(&temporary, raw).map_err(self.fail("writing state", &temporary))?;
+        steps::reached("state-written");
         let path = self.dir.join(FILE);
         std::fs::rename(&temporary, &path).map_err(self.fail("replacing state", &path))
     }

@@ -12,9 +12,9 @@ use vnet_model::interfaces::{Interfaces, PATH_AND_QUERY, ParseError};
 
 use crate::{
     http::{self, HttpError},
+    links::{self, KernelError},
     pool::{Pool, PoolSubnet},
     store::boot_clock_ms,
-    transparent::{self, KernelError},
 };
 
 /// A VM has at most 256 private addresses; this leaves room and keeps a hostile answer small.
@@ -56,7 +56,7 @@ pub fn fetch(base: &str, timeout_ms: u64) -> Result<Pool, WireError> {
     })?;
     let text = std::str::from_utf8(&body).map_err(|_| WireError::NoText)?;
     let told = parse(text)?;
-    let local = transparent::local_macs().map_err(|source| WireError::Kernel { source })?;
+    let local = links::local_macs().map_err(|source| WireError::Kernel { source })?;
     let told_macs = told.iter().map(|s| s.mac.clone()).collect::<Vec<_>>();
     let subnets: Vec<PoolSubnet> = told
         .into_iter()

@@ -177,6 +177,29 @@ impl Machine {
         })
     }
 
+    /// Links, IPv4 and neighbour tables of the machine, and its policy rules, without what comes and goes by itself.
+    fn kernel(&self) -> Vec<String> {
+        let mut host = Route::open().unwrap();
+        let links = host.links().unwrap();
+        let mut all: Vec<String> = links.iter().map(|l| format!("link {}", l.name)).collect();
+        let routes = host.routes().unwrap();
+        all.extend(
+            routes
+                .iter()
+                .filter(|r| r.destination.addr().is_ipv4())
+                .map(|r| format!("route {} dev {:?} table {}", r.destination, r.link, r.table)),
+        );
+        let neighbours = host.neighbours().unwrap();
+        all.extend(
+            neighbours
+                .iter()
+                .filter(|n| n.permanent || n.proxy)
+                .map(|n| format!("neighbour {} dev {}", n.address, n.link)),
+        );
+        all.extend(host.policy_rules().unwrap().iter().map(|r| format!("rule {r:?}")));
+        all
+    }
+
     fn state(&self) -> PathBuf {
         self.dir.path().join("state/ipam.json")
     }
@@ -360,6 +383,228 @@ fn traffic_flows_between_pods_node_and_fabric() {
         assert!(result.ok && !reaches(&pod_a, &pod_b, b));
         let mtu = Route::open_in(&pod_a).unwrap().need_link("eth0").unwrap().mtu;
         assert_eq!(mtu, 1400, "the NIC's");
+    });
+}
+
+#[test]
+fn bridge_and_tunnel_make_a_bridge_beside_the_nic_and_leave_nothing() {
+    on_machine(10..30, |m| {
+        let (node, fabric) = (
+            NetNs::current().unwrap(),
+            netns::open(Path::new("/run/t/fabric")).unwrap(),
+        );
+        let before = m.kernel();
+        for mode in ["bridge", "tunnel", ""] {
+            let mut conf = m.conf("1.1.0");
+            conf["mode"] = json!(mode);
+            if mode.is_empty() {
+                conf.as_object_mut().unwrap().remove("mode");
+            } else {
+                conf["bridge"] = json!("azure0");
+            }
+            let nic = Route::open().unwrap().need_link("nic0").unwrap().index;
+            let name = if mode.is_empty() {
+                format!("azure{nic}")
+            } else {
+                "azure0".to_owned()
+            };
+            let add = |id: &str| {
+                m.pod(id);
+                let out = m.call("ADD", id, &conf);
+                let address = out.address();
+                let result = out.doc.unwrap();
+                assert_eq!(result["interfaces"][0]["name"], name);
+                assert_eq!(result["ips"][0]["interface"], 2);
+                assert_eq!(result["ips"][0]["gateway"], "10.240.0.1");
+                let mut check = conf.clone();
+                check["prevResult"] = result;
+                let checked = m.call("CHECK", id, &check);
+                assert!(checked.ok, "{checked:?}");
+                (address.trim_end_matches("/24").to_owned(), check)
+            };
+            let ((a, check), (b, _)) = (add("a"), add("b"));
+            let (pod_a, pod_b) = (m.pod("a"), m.pod("b"));
+            assert!(reaches(&node, &pod_a, &a) && reaches(&pod_a, &node, "10.240.0.4"));
+            assert!(reaches(&pod_a, &fabric, "10.240.0.1") && reaches(&fabric, &pod_b, &b));
+            if mode == "tunnel" {
+                // Nothing between pods of one node, until the fabric sends it back.
+                assert!(!reaches(&pod_a, &pod_b, &b));
+                fabric
+                    .run(|| linux::sysctl::set("net/ipv4/conf/port/forwarding", "1").unwrap())
+                    .unwrap();
+            }
+            assert!(reaches(&pod_a, &pod_b, &b) && reaches(&pod_b, &pod_a, &a));
+            let mut host = Route::open().unwrap();
+            let bridge = host.need_link(&name).unwrap();
+            let ports: Vec<_> = host
+                .links()
+                .unwrap()
+                .into_iter()
+                .filter(|l| l.master.is_some())
+                .collect();
+            assert_eq!(ports.len(), 2, "the NIC is no port");
+            assert!(
+                ports.iter().all(|p| p.port.unwrap().hairpin == (mode != "tunnel")),
+                "{mode}"
+            );
+            assert_eq!(host.policy_rules().unwrap().len(), usize::from(mode == "tunnel"));
+            assert_eq!(host.need_link("nic0").unwrap().mac, Some(NIC_MAC));
+
+            let neighbour = *host
+                .neighbours()
+                .unwrap()
+                .iter()
+                .find(|n| n.link == bridge.index && n.address.to_string() == a)
+                .unwrap();
+            host.run(Request::delete_neighbour(&neighbour)).unwrap();
+            assert_eq!(m.call("CHECK", "a", &check).code(), 101);
+            host.run(Request::add_neighbour(&neighbour)).unwrap();
+            assert!(m.call("CHECK", "a", &check).ok);
+
+            // A lost state file, a lost pod, a bridge that somebody deleted.
+            std::fs::remove_file(m.state()).unwrap();
+            assert!(m.call("DEL", "a", &conf).ok);
+            assert_eq!((m.reservations(), m.pod_links().len()), (1, 1), "{mode}");
+            netns::delete(&m.pod_path("b")).unwrap();
+            drop(pod_b);
+            conf["cni.dev/valid-attachments"] = json!([]);
+            let gc = m.call("GC", "-", &conf);
+            assert!(gc.ok, "{gc:?}");
+            assert_eq!(m.kernel(), before, "{mode}");
+            assert_eq!(m.reservations(), 0);
+        }
+        let mut conf = m.conf("1.1.0");
+        conf["mode"] = json!("bridge");
+        conf["bridge"] = json!("nic0");
+        m.pod("c");
+        let out = m.call("ADD", "c", &conf);
+        assert_eq!(out.code(), 100);
+        assert!(out.doc.unwrap().to_string().contains("not made by azure-vnet"));
+        conf["bridge"] = json!("azure0");
+        assert!(m.call("STATUS", "c", &conf).ok);
+        linux::sysctl::set("net/bridge/bridge-nf-call-iptables", "0").unwrap();
+        let out = m.call("STATUS", "c", &conf);
+        assert_eq!(out.code(), 50);
+        assert!(out.doc.unwrap().to_string().contains("br_netfilter"));
+        conf["mode"] = json!("tunnel");
+        assert!(m.call("STATUS", "c", &conf).ok, "tunnel mode bridges nothing");
+        assert_eq!(m.kernel(), before);
+    });
+}
+
+/// Every step of every verb, in every mode: the process dies there, and afterwards GC, or DEL and GC, leave nothing.
+#[test]
+fn a_crash_at_any_step_leaves_nothing() {
+    let mut killed = BTreeSet::new();
+    let (tell, told) = std::sync::mpsc::channel();
+    let in_mode = |mode: &'static str| {
+        let tell = tell.clone();
+        on_machine(10..20, move |m| {
+            let before = m.kernel();
+            let mut conf = m.conf("1.1.0");
+            conf["mode"] = json!(mode);
+            conf["ipam"]["queryInterval"] = json!("0");
+            let mut gc = conf.clone();
+            gc["cni.dev/valid-attachments"] = json!([]);
+            let dies = |verb: &str, conf: &Value, step: &str| {
+                let netns = m.pod_path("p");
+                let env = [
+                    ("CNI_CONTAINERID", "p"),
+                    ("CNI_IFNAME", "eth0"),
+                    ("CNI_NETNS", netns.to_str().unwrap()),
+                    (cni::steps::VARIABLE, step),
+                ];
+                let out = exec(
+                    env!("CARGO_BIN_EXE_azure-vnet"),
+                    verb,
+                    &env,
+                    conf.to_string().as_bytes(),
+                );
+                if !out.ok {
+                    assert!(out.doc.is_none(), "killed, so silent: {step} {out:?}");
+                    tell.send(step.to_owned()).unwrap();
+                }
+                out
+            };
+            for step in cni::steps::ALL {
+                for (verb, repair) in [
+                    ("ADD", "GC"),
+                    ("ADD", "DEL"),
+                    ("DEL", "DEL"),
+                    ("DEL", "GC"),
+                    ("GC", "GC"),
+                ] {
+                    let about = format!("{mode} {verb} {step} {repair}");
+                    netns::delete(&m.pod_path("p")).unwrap();
+                    let _pod = m.pod("p");
+                    if verb != "ADD" {
+                        m.call("ADD", "p", &conf).address();
+                    }
+                    let out = dies(verb, if verb == "GC" { &gc } else { &conf }, step);
+                    if out.ok && verb == "DEL" {
+                        continue; // Which does not pass this step.
+                    }
+                    let repaired = m.call(repair, "p", if repair == "GC" { &gc } else { &conf });
+                    assert!(repaired.ok, "{about}: {repaired:?}");
+                    assert_eq!((m.reservations(), m.pod_links().len()), (0, 0), "{about}");
+                    if repair == "DEL" {
+                        let pods: Vec<String> = m.kernel().into_iter().filter(|l| l.contains("10.240.0.1")).collect();
+                        let pods: Vec<&String> = pods
+                            .iter()
+                            .filter(|l| !l.contains("10.240.0.1/") && !l.contains("10.240.0.1 "))
+                            .collect();
+                        assert!(pods.is_empty(), "{about}: {pods:?}");
+                        assert!(m.call("GC", "p", &gc).ok, "{about}");
+                    }
+                    assert_eq!(m.kernel(), before, "{about}");
+                }
+            }
+            // The pod that comes next finds everything in order.
+            netns::delete(&m.pod_path("p")).unwrap();
+            m.pod("p");
+            m.call("ADD", "p", &conf).address();
+            assert!(m.call("GC", "p", &gc).ok);
+        });
+    };
+    std::thread::scope(|scope| {
+        for mode in ["transparent", "bridge", "tunnel"] {
+            scope.spawn(|| in_mode(mode));
+        }
+    });
+    drop(tell);
+    killed.extend(told);
+    assert_eq!(
+        killed,
+        cni::steps::ALL.iter().map(|s| (*s).to_owned()).collect(),
+        "steps passed by no verb"
+    );
+}
+
+#[test]
+fn a_panic_prints_one_document_and_what_it_left_is_collected() {
+    on_machine(10..20, |m| {
+        m.pod("p");
+        for step in ["reserved", "veth-made"] {
+            let netns = m.pod_path("p");
+            let at = format!("panic:{step}");
+            let env = [
+                ("CNI_CONTAINERID", "p"),
+                ("CNI_IFNAME", "eth0"),
+                ("CNI_NETNS", netns.to_str().unwrap()),
+                (cni::steps::VARIABLE, at.as_str()),
+            ];
+            let conf = m.conf("0.4.0");
+            let out = exec(
+                env!("CARGO_BIN_EXE_azure-vnet"),
+                "ADD",
+                &env,
+                conf.to_string().as_bytes(),
+            );
+            assert_eq!(out.code(), 999);
+            assert_eq!(out.doc.unwrap()["cniVersion"], "0.4.0");
+            assert!(m.gc(&[]).ok);
+            assert_eq!((m.reservations(), m.pod_links().len()), (0, 0));
+        }
     });
 }
 
@@ -639,8 +884,6 @@ fn hostile_input_gets_one_precise_error() {
             );
         }
         for (k, v, code) in [
-            ("mode", json!("bridge"), 7),
-            ("mode", json!("tunnel"), 7),
             ("mode", json!("warp"), 7),
             ("name", json!("../../etc"), 7),
             ("prevResult", json!({"cniVersion": "1.1.0", "ips": []}), 7),

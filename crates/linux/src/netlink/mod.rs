@@ -13,7 +13,9 @@ mod types;
 
 pub use request::Request;
 pub use route::Route;
-pub use types::{Address, Link, Mac, Neighbour, RouteEntry, RouteKind, Veth, VethPeer, Vxlan, format_mac};
+pub use types::{
+    Address, BridgePort, Link, Mac, Neighbour, PolicyRule, RouteEntry, RouteKind, Veth, VethPeer, Vxlan, format_mac,
+};
 
 const HEADER_LEN: usize = 16;
 const NLM_F_CAPPED: u16 = 0x100;

@@ -10,7 +10,8 @@ use netlink_packet_core::{
 use netlink_packet_route::RouteNetlinkMessage as Message;
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope};
 use netlink_packet_route::link::{
-    InfoData, InfoKind, InfoVeth, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+    InfoBridge, InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind, InfoVeth, InfoVxlan, LinkAttribute,
+    LinkFlags, LinkInfo, LinkMessage,
 };
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
@@ -19,7 +20,9 @@ use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
 
-use super::types::{Address, Mac, Neighbour, RouteEntry, RouteKind, Veth, VethPeer, Vxlan};
+use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
+
+use super::types::{Address, BridgePort, Mac, Neighbour, PolicyRule, RouteEntry, RouteKind, Veth, VethPeer, Vxlan};
 
 /// A change to the kernel's routing state. Additions replace what is there with the same key; deletions succeed if the
 /// thing is not there. Only link creation refuses an existing name.
@@ -88,6 +91,49 @@ impl Request {
             link.attributes.push(LinkAttribute::Group(group));
         }
         self
+    }
+
+    /// Makes the link that a creation makes a port of a bridge; no effect on other requests.
+    pub fn on_bridge(mut self, bridge: u32) -> Self {
+        if let Message::NewLink(link) = &mut self.message {
+            link.attributes.push(LinkAttribute::Controller(bridge));
+        }
+        self
+    }
+
+    /// Makes a bridge, up, with a MAC of its own: left alone it would take over that of one of its ports. It has no
+    /// multicast snooping, since frames for groups go to every port anyway where nobody asks for groups.
+    pub fn create_bridge(name: &str, mac: Mac, mtu: Option<u32>) -> Self {
+        let mut link = link_message(0);
+        set_flag(&mut link, true);
+        link.attributes.push(LinkAttribute::IfName(name.to_owned()));
+        link.attributes.extend(hardware(Some(mac), mtu));
+        link.attributes.push(LinkAttribute::LinkInfo(vec![
+            LinkInfo::Kind(InfoKind::Bridge),
+            LinkInfo::Data(InfoData::Bridge(vec![InfoBridge::MulticastSnooping(false)])),
+        ]));
+        Self::new(
+            Message::NewLink(link),
+            NLM_F_CREATE | NLM_F_EXCL,
+            format!("make bridge {name}"),
+        )
+    }
+
+    /// The link must be a bridge's port already.
+    pub fn set_bridge_port(link: u32, port: BridgePort) -> Self {
+        let mut message = link_message(link);
+        message.attributes.push(LinkAttribute::LinkInfo(vec![
+            LinkInfo::PortKind(InfoPortKind::Bridge),
+            LinkInfo::PortData(InfoPortData::BridgePort(vec![
+                InfoBridgePort::HairpinMode(port.hairpin),
+                InfoBridgePort::Isolated(port.isolated),
+            ])),
+        ]));
+        Self::new(
+            Message::NewLink(message),
+            0,
+            format!("set how the bridge treats link {link}"),
+        )
     }
 
     /// Makes a VXLAN device without learning; its forwarding entries are set one by one.
@@ -221,6 +267,17 @@ impl Request {
         Self::new(Message::DelRoute(route_message(route)), 0, what).tolerating(&[libc::ESRCH, libc::ENODEV])
     }
 
+    pub fn add_policy_rule(rule: &PolicyRule) -> Self {
+        let what = format!("add policy rule for packets from {}", rule.iif);
+        // Without EXCL the kernel would keep the same rule many times.
+        Self::new(Message::NewRule(policy_rule(rule)), NLM_F_CREATE | NLM_F_EXCL, what).tolerating(&[libc::EEXIST])
+    }
+
+    pub fn delete_policy_rule(rule: &PolicyRule) -> Self {
+        let what = format!("delete policy rule for packets from {}", rule.iif);
+        Self::new(Message::DelRule(policy_rule(rule)), 0, what).tolerating(&[libc::ENOENT])
+    }
+
     pub fn add_neighbour(neighbour: &Neighbour) -> Self {
         let what = format!("add neighbour {} on link {}", neighbour.address, neighbour.link);
         Self::new(
@@ -330,6 +387,19 @@ fn neighbour_message(neighbour: &Neighbour) -> NeighbourMessage {
     message
         .attributes
         .extend(neighbour.mac.map(|m| NeighbourAttribute::LinkLayerAddress(m.to_vec())));
+    message
+}
+
+fn policy_rule(rule: &PolicyRule) -> RuleMessage {
+    let mut message = RuleMessage::default();
+    message.header.family = netlink_packet_route::AddressFamily::Inet;
+    message.header.action = RuleAction::ToTable;
+    message.header.table = u8::try_from(rule.table).unwrap_or(0);
+    message.attributes = vec![
+        RuleAttribute::Priority(rule.priority),
+        RuleAttribute::Iifname(rule.iif.clone()),
+        RuleAttribute::Table(rule.table),
+    ];
     message
 }
 

@@ -9,14 +9,15 @@ use netlink_packet_core::{
     NetlinkPayload,
 };
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
-use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
+use netlink_packet_route::link::{InfoBridgePort, InfoPortData, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteType};
+use netlink_packet_route::rule::{RuleAttribute, RuleMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage as Message};
 
-use super::types::{Address, Link, Neighbour, RouteEntry, RouteKind};
+use super::types::{Address, BridgePort, Link, Neighbour, PolicyRule, RouteEntry, RouteKind};
 use super::{Error, Frame, Request, Socket, error_of};
 use crate::netns::NetNs;
 
@@ -187,6 +188,18 @@ impl Route {
         Ok(all)
     }
 
+    /// IPv4 policy rules that choose a table by the incoming link, sorted; others are left out.
+    pub fn policy_rules(&mut self) -> Result<Vec<PolicyRule>, Error> {
+        let mut get = RuleMessage::default();
+        get.header.family = AddressFamily::Inet;
+        let mut all = self.list(Message::GetRule(get), "list policy rules", |m| match m {
+            Message::NewRule(m) => policy_rule(&m),
+            _ => None,
+        })?;
+        all.sort();
+        Ok(all)
+    }
+
     fn list<T>(&mut self, get: Message, what: &str, pick: impl Fn(Message) -> Option<T>) -> Result<Vec<T>, Error> {
         self.socket.dump(
             |sequence| encode(get.clone(), NLM_F_REQUEST | NLM_F_DUMP, sequence),
@@ -224,6 +237,8 @@ fn link(m: LinkMessage) -> Link {
         peer_index: None,
         alias: None,
         group: 0,
+        master: None,
+        port: None,
     };
     for attribute in m.attributes {
         match attribute {
@@ -233,12 +248,28 @@ fn link(m: LinkMessage) -> Link {
             LinkAttribute::Link(peer) => out.peer_index = Some(peer),
             LinkAttribute::IfAlias(alias) => out.alias = Some(alias),
             LinkAttribute::Group(group) => out.group = group,
+            LinkAttribute::Controller(index) => out.master = Some(index),
             LinkAttribute::LinkInfo(infos) => {
-                out.kind = infos.into_iter().find_map(|i| match i {
-                    LinkInfo::Kind(kind) => Some(kind.to_string()),
-                    _ => None,
-                });
+                for info in infos {
+                    match info {
+                        LinkInfo::Kind(kind) => out.kind = Some(kind.to_string()),
+                        LinkInfo::PortData(InfoPortData::BridgePort(facts)) => out.port = Some(bridge_port(&facts)),
+                        _ => {}
+                    }
+                }
             }
+            _ => {}
+        }
+    }
+    out
+}
+
+fn bridge_port(facts: &[InfoBridgePort]) -> BridgePort {
+    let mut out = BridgePort::default();
+    for fact in facts {
+        match fact {
+            InfoBridgePort::HairpinMode(on) => out.hairpin = *on,
+            InfoBridgePort::Isolated(on) => out.isolated = *on,
             _ => {}
         }
     }
@@ -300,6 +331,23 @@ fn route(m: &RouteMessage) -> Option<RouteEntry> {
         metric,
         table,
         protocol: m.header.protocol.into(),
+    })
+}
+
+fn policy_rule(m: &RuleMessage) -> Option<PolicyRule> {
+    let (mut priority, mut iif, mut table) = (0, None, u32::from(m.header.table));
+    for attribute in &m.attributes {
+        match attribute {
+            RuleAttribute::Priority(p) => priority = *p,
+            RuleAttribute::Iifname(name) => iif = Some(name.clone()),
+            RuleAttribute::Table(t) => table = *t,
+            _ => {}
+        }
+    }
+    Some(PolicyRule {
+        priority,
+        iif: iif?,
+        table,
     })
 }
 
@@ -433,6 +481,60 @@ mod tests {
             here.run_all(&[Request::delete_link(a.index), Request::delete_link_named("a0")])
                 .unwrap();
             assert!(there.link("eth0").unwrap().is_none());
+        });
+    }
+
+    #[test]
+    fn a_bridge_its_ports_and_a_policy_rule() {
+        in_private_host(|| {
+            let mut route = Route::open().unwrap();
+            let mac = [2, 0, 0, 0, 0, 9];
+            route.run(Request::create_bridge("br0", mac, Some(1400))).unwrap();
+            let bridge = route.need_link("br0").unwrap();
+            assert_eq!(
+                (bridge.kind.as_deref(), bridge.mac, bridge.up),
+                (Some("bridge"), Some(mac), true)
+            );
+            let end = |name: &str| VethPeer {
+                name: name.into(),
+                mac: None,
+                mtu: None,
+                netns: None,
+            };
+            let veth = Veth {
+                name: "p0".into(),
+                mac: None,
+                mtu: None,
+                up: true,
+                peer: end("p1"),
+            };
+            route.run(Request::create_veth(&veth).on_bridge(bridge.index)).unwrap();
+            let port = route.need_link("p0").unwrap();
+            assert_eq!(port.master, Some(bridge.index));
+            let wanted = BridgePort {
+                hairpin: true,
+                isolated: true,
+            };
+            route.run(Request::set_bridge_port(port.index, wanted)).unwrap();
+            assert_eq!(route.need_link("p0").unwrap().port, Some(wanted));
+            assert_eq!(
+                route.need_link("br0").unwrap().mac,
+                Some(mac),
+                "a port's MAC is not taken over"
+            );
+            let rule = PolicyRule {
+                priority: 100,
+                iif: "br0".into(),
+                table: 4242,
+            };
+            for _ in 0..2 {
+                route.run(Request::add_policy_rule(&rule)).unwrap();
+            }
+            assert_eq!(route.policy_rules().unwrap(), [rule.clone()]);
+            for _ in 0..2 {
+                route.run(Request::delete_policy_rule(&rule)).unwrap();
+            }
+            assert!(route.policy_rules().unwrap().is_empty());
         });
     }
 

@@ -29,6 +29,28 @@ pub struct Link {
     pub peer_index: Option<u32>,
     pub alias: Option<String>,
     pub group: u32,
+    /// Index of the bridge (or other upper device) this link is a port of.
+    pub master: Option<u32>,
+    /// How the bridge treats it, if it is a bridge's port.
+    pub port: Option<BridgePort>,
+}
+
+/// What a bridge does with one of its ports.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct BridgePort {
+    /// Frames may leave by the port they came in by.
+    pub hairpin: bool,
+    /// Frames go to and come from ports that are not isolated only; the bridge's own device is none.
+    pub isolated: bool,
+}
+
+/// An IPv4 policy rule: packets that came in by `iif` look up `table`.
+#[derive(Clone, Debug, Eq, PartialEq, Ord, PartialOrd)]
+pub struct PolicyRule {
+    /// Lower is asked first: 0 is the table of local addresses, 32766 the main table.
+    pub priority: u32,
+    pub iif: String,
+    pub table: u32,
 }
 
 /// A veth pair to be made; both ends get MAC and MTU in the same request, so nothing can rewrite them in between.

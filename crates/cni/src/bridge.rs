@@ -1,0 +1,438 @@
+//! Modes bridge and tunnel: pods as ports of a bridge that this machine routes for.
+//!
+//! The NIC stays as it is. The bridge is a device of its own beside it, with a MAC derived from its name, no address, and
+//! an answer to every ARP query of a pod for something that lies beyond (proxy ARP), so a pod sees one Ethernet with its
+//! subnet, its gateway and every neighbour. Towards the fabric all frames carry the NIC's MAC, since they are routed;
+//! nothing has to be rewritten, and a node never loses its own address, whatever dies when.
+//!
+//! - bridge: pods of one node talk frame to frame. Replies of a Service's endpoint on the same node pass the translation
+//!   only with `br_netfilter`; hairpin is on, so a pod reaches itself through such a translation.
+//! - tunnel: ports are isolated from each other, and a policy rule sends whatever comes from the bridge to the NIC's
+//!   default gateway. The fabric sends it back, after its security rules, also for the pod next door.
+//!
+//! Per pod: the port `azv<11 hex>` with the owner as its alias, and on the bridge a permanent neighbour and a /32 route. The
+//! neighbour's MAC is a hash of the owner, so DEL and GC find what a crash left. Bridge and rule stay for the next pod
+//! and go with GC once no pod is left.
+
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, Ipv4Addr},
+};
+
+use ipnet::IpNet;
+use linux::{
+    netlink::{
+        self, Address, BridgePort, Link, Mac, Neighbour, PolicyRule, Request, Route, RouteEntry, Veth, VethPeer,
+    },
+    netns::NetNs,
+    sysctl,
+};
+use sha2::{Digest, Sha256};
+
+use crate::{
+    links::{Attached, KernelError, Owner, Plan, default_route, differs, doing, forget, loopback_up, remove_link, set},
+    steps,
+    transparent::HOST_MAC,
+};
+
+const MAIN_TABLE: u32 = 254;
+/// Tables of tunnel mode: this and the 65,535 after it.
+const TABLE_FIRST: u32 = 0x617a_0000;
+const TABLE_LAST: u32 = 0x617a_ffff;
+/// After the table of local addresses (0), before the main table (32766).
+const RULE_PRIORITY: u32 = 512;
+/// Whether bridged frames pass connection tracking, for this network namespace.
+const BRIDGE_NETFILTER: &str = "net/bridge/bridge-nf-call-iptables";
+
+/// Which bridge, and how pods on it meet.
+#[derive(Clone, Debug)]
+pub struct Bridge {
+    pub name: String,
+    /// Tunnel mode.
+    pub tunnel: bool,
+}
+
+impl Bridge {
+    /// `configured`, or `azure` and the NIC's index, as the original names it.
+    pub fn of(configured: Option<&str>, master: &Link, tunnel: bool) -> Self {
+        Self {
+            name: configured.map_or_else(|| format!("azure{}", master.index), str::to_owned),
+            tunnel,
+        }
+    }
+
+    fn port(&self) -> BridgePort {
+        BridgePort {
+            hairpin: !self.tunnel,
+            isolated: self.tunnel,
+        }
+    }
+
+    fn rule(&self) -> PolicyRule {
+        let [a, b] = hash(&self.name);
+        PolicyRule {
+            priority: RULE_PRIORITY,
+            iif: self.name.clone(),
+            table: TABLE_FIRST | u32::from(a) << 8 | u32::from(b),
+        }
+    }
+}
+
+fn hash<const N: usize>(name: &str) -> [u8; N] {
+    let digest = Sha256::digest(format!("azure-vnet bridge {name}"));
+    std::array::from_fn(|i| digest[i])
+}
+
+/// The MAC of a bridge made here; another MAC means that somebody else made the bridge.
+pub fn mac(name: &str) -> Mac {
+    let [a, b, c, d] = hash(name);
+    [0x0a, 0x58, a, b, c, d]
+}
+
+/// What a bridge must be for pods to be put on it.
+fn is_ours(link: &Link) -> bool {
+    link.kind.as_deref() == Some("bridge") && link.mac == Some(mac(&link.name))
+}
+
+/// Makes the bridge unless it is there, and everything of it that is not a pod's.
+fn ensure(host: &mut Route, bridge: &Bridge, plan: &Plan) -> Result<u32, KernelError> {
+    let name = &bridge.name;
+    if host.link(name).map_err(doing(format!("looking for {name}")))?.is_none() {
+        match host.run(Request::create_bridge(name, mac(name), Some(plan.mtu))) {
+            // Another ADD was faster.
+            Err(e) if e.errno() == Some(libc::EEXIST) => {}
+            other => other.map_err(doing(format!("making bridge {name}")))?,
+        }
+    }
+    steps::reached("bridge-made");
+    let link = host.need_link(name).map_err(doing(format!("looking for {name}")))?;
+    if !is_ours(&link) {
+        return Err(KernelError::ForeignBridge {
+            link: name.clone(),
+            kind: link.kind.unwrap_or_else(|| "plain".into()),
+            mac: link.mac.map(netlink::format_mac).unwrap_or_default(),
+        });
+    }
+    if !link.up {
+        host.run(Request::set_up(link.index, true))
+            .map_err(doing(format!("bringing up {name}")))?;
+    }
+    for (key, value) in [("forwarding", "1"), ("proxy_arp", "1"), ("send_redirects", "0")] {
+        set(name, key, value)?;
+    }
+    set(&plan.master.name, "forwarding", "1")?;
+    let plain = |key: String, value: &str| {
+        sysctl::set(&key, value)
+            .map(drop)
+            .map_err(|source| KernelError::Sysctl {
+                doing: format!("setting {key}"),
+                source,
+            })
+    };
+    // The kernel would let every answer wait for up to 0.8 s.
+    plain(format!("net/ipv4/neigh/{name}/proxy_delay"), "0")?;
+    // The node must not listen to router advertisements of a pod.
+    let v6 = format!("net/ipv6/conf/{name}/disable_ipv6");
+    if sysctl::get(&v6).is_ok() {
+        plain(v6, "1")?;
+    }
+    steps::reached("bridge-set");
+    if bridge.tunnel {
+        tunnel(host, bridge, plan)?;
+    }
+    Ok(link.index)
+}
+
+/// Sends everything that comes from the bridge to the fabric's router.
+fn tunnel(host: &mut Route, bridge: &Bridge, plan: &Plan) -> Result<(), KernelError> {
+    let nic = &plan.master.name;
+    // What leaves by the bridge and comes back by the NIC would fail a strict check of the return path.
+    let strict = |link: &str| sysctl::get(&format!("net/ipv4/conf/{link}/rp_filter")).is_ok_and(|v| v == "1");
+    if strict("all") || strict(nic) {
+        set(nic, "rp_filter", "2")?;
+    }
+    let routes = host.routes().map_err(doing("listing routes"))?;
+    let default = routes
+        .iter()
+        .filter(|r| r.destination == default_route() && r.table == MAIN_TABLE)
+        .filter(|r| r.link == Some(plan.master.index) && r.gateway.is_some())
+        .min_by_key(|r| r.metric)
+        .ok_or_else(|| KernelError::NoMaster {
+            reason: format!("tunnel mode sends all traffic to the default gateway of {nic}, which has none"),
+        })?;
+    let rule = bridge.rule();
+    let wanted = RouteEntry {
+        table: rule.table,
+        // The source a node would use is not a pod's.
+        source: None,
+        metric: 0,
+        protocol: RouteEntry::via_link(default_route(), plan.master.index).protocol,
+        ..*default
+    };
+    if !routes.contains(&wanted) {
+        host.run(Request::add_route(&wanted))
+            .map_err(doing("making the tunnel's route"))?;
+    }
+    steps::reached("tunnel-route");
+    host.run(Request::add_policy_rule(&rule))
+        .map_err(doing("making the tunnel's rule"))?;
+    steps::reached("tunnel-rule");
+    Ok(())
+}
+
+/// The pod's gateway: what IPAM says, else the first address of its subnet.
+fn gateway(plan: &Plan) -> Result<Ipv4Addr, KernelError> {
+    plan.gateway
+        .or_else(|| plan.addresses.first()?.hosts().next())
+        .ok_or(KernelError::NoGateway)
+}
+
+/// Makes the attachment. A host link left by a dead ADD of the same attachment is replaced.
+///
+/// # Errors
+/// The caller rolls back with [`crate::links::detach`]; the bridge stays.
+pub fn attach(ns: &NetNs, plan: &Plan, bridge: &Bridge) -> Result<Attached, KernelError> {
+    let name = plan.owner.key.link_name();
+    let gateway = gateway(plan)?;
+    let mut host = Route::open().map_err(doing("opening the host's namespace"))?;
+    let mut pod = Route::open_in(ns).map_err(doing("opening the pod's namespace"))?;
+    remove_link(&mut host, &name, &plan.owner.key)?;
+    let bridge_index = ensure(&mut host, bridge, plan)?;
+    loopback_up(&mut pod)?;
+    steps::reached("loopback-up");
+
+    let pod_mac = plan.owner.key.mac();
+    let bridge_mac = mac(&bridge.name);
+    let veth = Veth {
+        name: name.clone(),
+        mac: Some(HOST_MAC),
+        mtu: Some(plan.mtu),
+        up: true,
+        peer: VethPeer {
+            name: plan.ifname.clone(),
+            mac: Some(pod_mac),
+            mtu: Some(plan.mtu),
+            netns: Some(std::os::fd::AsFd::as_fd(ns)),
+        },
+    };
+    host.run(Request::create_veth(&veth).on_bridge(bridge_index))
+        .map_err(doing(format!("making the veth pair {name} and {}", plan.ifname)))?;
+    steps::reached("veth-made");
+    let port = host
+        .need_link(&name)
+        .map_err(doing(format!("looking for {name}")))?
+        .index;
+    host.run_all(&[
+        Request::set_bridge_port(port, bridge.port()),
+        Request::set_alias(port, &plan.owner.alias()),
+    ])
+    .map_err(doing(format!("configuring {name} as a port of {}", bridge.name)))?;
+    steps::reached("port-set");
+
+    let pod_link = pod
+        .need_link(&plan.ifname)
+        .map_err(doing("looking for the pod's link"))?
+        .index;
+    let mut inside = vec![Request::set_up(pod_link, true)];
+    inside.extend(plan.addresses.iter().map(|a| {
+        Request::add_address(&Address {
+            link: pod_link,
+            address: IpNet::V4(*a),
+            no_prefix_route: false,
+        })
+    }));
+    inside.push(Request::add_neighbour(&permanent(pod_link, gateway.into(), bridge_mac)));
+    inside.push(Request::add_route(&RouteEntry::via_gateway(
+        default_route(),
+        pod_link,
+        gateway,
+    )));
+    pod.run_all(&inside)
+        .map_err(doing(format!("configuring {} in the pod", plan.ifname)))?;
+    steps::reached("pod-configured");
+
+    // The neighbours first: what is to be removed is found by them.
+    let of = |f: &dyn Fn(IpAddr) -> Request| -> Vec<Request> {
+        plan.addresses.iter().map(|a| f(IpAddr::V4(a.addr()))).collect()
+    };
+    host.run_all(&of(&|a| Request::add_neighbour(&permanent(bridge_index, a, pod_mac))))
+        .map_err(doing(format!("telling {} of the pod", bridge.name)))?;
+    steps::reached("neighbour-set");
+    host.run_all(&of(&|a| {
+        Request::add_route(&RouteEntry::via_link(IpNet::from(a), bridge_index))
+    }))
+    .map_err(doing("making the pod's route"))?;
+    steps::reached("routed");
+
+    Ok(Attached {
+        bridge: Some((bridge.name.clone(), netlink::format_mac(bridge_mac))),
+        host_link: name,
+        host_mac: netlink::format_mac(HOST_MAC),
+        pod_mac: netlink::format_mac(pod_mac),
+        addresses: plan.addresses.clone(),
+        gateway,
+    })
+}
+
+fn permanent(link: u32, address: IpAddr, mac: Mac) -> Neighbour {
+    Neighbour {
+        link,
+        address,
+        mac: Some(mac),
+        proxy: false,
+        permanent: true,
+    }
+}
+
+/// Why Services with endpoints on the same node would not work in bridge mode; `None` if they do.
+pub fn netfilter_missing() -> Option<String> {
+    match sysctl::get(BRIDGE_NETFILTER) {
+        Ok(v) if v == "1" => None,
+        Ok(v) => Some(format!("{} is {v}", BRIDGE_NETFILTER.replace('/', "."))),
+        Err(_) => Some("the kernel has no br_netfilter loaded".to_owned()),
+    }
+}
+
+/// Removes what bridges made here still know of pods that are gone; `alive` holds the MACs of those that are not. A bridge
+/// without ports goes too, and with it its rule and table.
+pub fn sweep(alive: &BTreeSet<Mac>) -> Result<(), KernelError> {
+    let mut host = Route::open().map_err(doing("opening the host's namespace"))?;
+    let links = host.links().map_err(doing("listing links"))?;
+    let bridges: Vec<&Link> = links.iter().filter(|l| is_ours(l)).collect();
+    let on_bridge = |index: u32| bridges.iter().any(|b| b.index == index);
+    let neighbours = host.neighbours().map_err(doing("listing neighbours"))?;
+    let (kept, stale): (Vec<Neighbour>, Vec<Neighbour>) = neighbours
+        .into_iter()
+        .filter(|n| n.permanent && !n.proxy && on_bridge(n.link))
+        .partition(|n| n.mac.is_some_and(|m| alive.contains(&m)));
+    forget(&mut host, &stale)?;
+
+    let routes = host.routes().map_err(doing("listing routes"))?;
+    let rules = host.policy_rules().map_err(doing("listing policy rules"))?;
+    let ours = |table: u32| (TABLE_FIRST..=TABLE_LAST).contains(&table);
+    let (in_use, empty): (Vec<&Link>, Vec<&Link>) = bridges
+        .iter()
+        .partition(|b| links.iter().any(|l| l.master == Some(b.index)));
+    let wanted: Vec<PolicyRule> = in_use
+        .iter()
+        .map(|b| Bridge {
+            name: b.name.clone(),
+            tunnel: true,
+        })
+        .map(|b| b.rule())
+        .collect();
+    let mut requests: Vec<Request> = rules
+        .iter()
+        .filter(|r| ours(r.table) && !wanted.contains(r))
+        .map(Request::delete_policy_rule)
+        .collect();
+    requests.extend(
+        routes
+            .iter()
+            .filter(|r| {
+                let orphaned_table = ours(r.table) && wanted.iter().all(|w| w.table != r.table);
+                let to_pod = r.table == MAIN_TABLE && r.link.is_some_and(on_bridge);
+                orphaned_table || (to_pod && kept.iter().all(|n| IpNet::from(n.address) != r.destination))
+            })
+            .map(Request::delete_route),
+    );
+    host.run_all(&requests)
+        .map_err(doing("deleting rules and routes without pods"))?;
+    steps::reached("tunnel-gone");
+    let requests: Vec<Request> = empty.iter().map(|b| Request::delete_link(b.index)).collect();
+    host.run_all(&requests)
+        .map_err(doing("deleting bridges without pods"))?;
+    steps::reached("bridge-deleted");
+    Ok(())
+}
+
+/// Compares the kernel with what [`attach`] would make; the first difference is the error.
+pub fn check(
+    ns: &NetNs,
+    owner: &Owner,
+    ifname: &str,
+    addresses: &[Ipv4Addr],
+    bridge: &Bridge,
+) -> Result<(), KernelError> {
+    let name = owner.key.link_name();
+    let reading = || "reading the kernel's tables".to_owned();
+    let mut host = Route::open().map_err(doing("opening the host's namespace"))?;
+    let mut pod = Route::open_in(ns).map_err(doing("opening the pod's namespace"))?;
+    let found = |route: &mut Route, what: &str, link: &str| {
+        let link = route.link(link).map_err(doing(reading()))?;
+        let link = link.ok_or_else(|| differs(what, "a link", "nothing"))?;
+        if link.up {
+            Ok(link)
+        } else {
+            Err(differs(format!("state of {}", link.name), "up", "down"))
+        }
+    };
+    let device = found(&mut host, &format!("bridge {}", bridge.name), &bridge.name)?;
+    let outer = found(&mut host, &format!("host link {name}"), &name)?;
+    let inner = found(&mut pod, &format!("pod link {ifname}"), ifname)?;
+    for (link, mac) in [
+        (&device, mac(&bridge.name)),
+        (&outer, HOST_MAC),
+        (&inner, owner.key.mac()),
+    ] {
+        if link.mac != Some(mac) {
+            let found = link.mac.map(netlink::format_mac).unwrap_or_default();
+            return Err(differs(
+                format!("MAC of {}", link.name),
+                netlink::format_mac(mac),
+                found,
+            ));
+        }
+    }
+    if inner.peer_index != Some(outer.index) {
+        return Err(differs(format!("other end of {ifname}"), &name, "another link"));
+    }
+    if outer.master != Some(device.index) || outer.port != Some(bridge.port()) {
+        let found = format!("port {:?} of link {:?}", outer.port, outer.master);
+        return Err(differs(format!("bridge of {name}"), &bridge.name, found));
+    }
+    let alias = outer.alias.clone().unwrap_or_default();
+    if Owner::parse(&alias).is_none_or(|o| o.key != owner.key) {
+        return Err(differs(format!("owner of {name}"), owner.alias(), alias));
+    }
+    let host_routes = host.routes().map_err(doing(reading()))?;
+    let host_neighbours = host.neighbours().map_err(doing(reading()))?;
+    let pod_addresses = pod.addresses().map_err(doing(reading()))?;
+    for address in addresses.iter().map(|a| IpAddr::V4(*a)) {
+        if !pod_addresses
+            .iter()
+            .any(|a| a.link == inner.index && a.address.addr() == address)
+        {
+            return Err(differs(format!("address of {ifname}"), address, "none such"));
+        }
+        let net = IpNet::from(address);
+        if !host_routes
+            .iter()
+            .any(|r| r.destination == net && r.link == Some(device.index) && r.table == MAIN_TABLE)
+        {
+            let expected = format!("{net} dev {}", bridge.name);
+            return Err(differs("route on the host", expected, "none such"));
+        }
+        if !host_neighbours.contains(&permanent(device.index, address, owner.key.mac())) {
+            return Err(differs("neighbour on the host", address, "none such"));
+        }
+    }
+    if bridge.tunnel {
+        let rule = bridge.rule();
+        if !host.policy_rules().map_err(doing(reading()))?.contains(&rule) {
+            return Err(differs("policy rule", format!("iif {}", rule.iif), "none such"));
+        }
+        if !host_routes.iter().any(|r| r.table == rule.table) {
+            return Err(differs("route to the fabric", format!("table {}", rule.table), "none"));
+        }
+    }
+    let pod_routes = pod.routes().map_err(doing(reading()))?;
+    if !pod_routes
+        .iter()
+        .any(|r| r.destination == default_route() && r.gateway.is_some() && r.link == Some(inner.index))
+    {
+        let expected = format!("a default route by {ifname}");
+        return Err(differs("route in the pod", expected, "none such"));
+    }
+    Ok(())
+}

@@ -1,0 +1,365 @@
+//! What all modes share: owners of host links, errors, the node's NIC, and removal by name.
+//!
+//! Nothing is written down outside the kernel. A host link carries its owner as its alias; a pod's MAC is a hash of its
+//! owner, so neighbours name theirs too. Routes and neighbours of a link end with it; those on a bridge are found by MAC.
+
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, Ipv4Addr},
+};
+
+use ipnet::{IpNet, Ipv4Net};
+use linux::{
+    netlink::{self, Link, Neighbour, Request, Route, RouteEntry},
+    netns::NetNs,
+    sysctl,
+};
+use thiserror::Error;
+
+use crate::{pool::Key, steps};
+
+pub(crate) const LINK_PREFIX: &str = "azv";
+const ALIAS_WORD: &str = "azure-vnet";
+/// `IFALIASZ` - 1.
+const ALIAS_BYTES_MAX: usize = 255;
+
+#[derive(Debug, Error)]
+pub enum KernelError {
+    #[error("{doing}")]
+    Netlink {
+        doing: String,
+        #[source]
+        source: netlink::Error,
+    },
+    #[error("{doing}")]
+    Sysctl {
+        doing: String,
+        #[source]
+        source: sysctl::Error,
+    },
+    #[error("interface {ifname} exists already in the namespace of container {container_id}")]
+    Exists { ifname: String, container_id: String },
+    #[error("link {link} belongs to another attachment: {alias}")]
+    Foreign { link: String, alias: String },
+    #[error("address {address} is not IPv4; only IPv4 is supported")]
+    NotIpv4 { address: IpAddr },
+    #[error(
+        "bridge: {link} was not made by azure-vnet (it is a {kind} link with MAC {mac}); name another one or remove it"
+    )]
+    ForeignBridge { link: String, kind: String, mac: String },
+    #[error("IPAM gave neither a gateway nor a subnet that has one")]
+    NoGateway,
+    #[error("no network interface of this machine fits: {reason}")]
+    NoMaster { reason: String },
+    #[error("{what} is missing or different: expected {expected}, found {found}")]
+    Differs {
+        what: String,
+        expected: String,
+        found: String,
+    },
+}
+
+pub(crate) fn doing(what: impl Into<String>) -> impl FnOnce(netlink::Error) -> KernelError {
+    let doing = what.into();
+    move |source| KernelError::Netlink { doing, source }
+}
+
+/// Owner of a host link, as its alias says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Owner {
+    /// As [`network_tag`].
+    pub network: String,
+    pub key: Key,
+    pub container_id: String,
+    pub ifname: String,
+}
+
+/// The network's name, or a hash where the name would not fit into an alias.
+pub fn network_tag(name: &str) -> String {
+    use sha2::{Digest, Sha256};
+    if name.len() <= 100 {
+        return name.to_owned();
+    }
+    Sha256::digest(name)
+        .iter()
+        .take(20)
+        .map(|b| format!("{b:02x}"))
+        .collect()
+}
+
+impl Owner {
+    pub(crate) fn alias(&self) -> String {
+        let short = format!("{ALIAS_WORD} {} {}", self.network, self.key.0);
+        let full = format!("{short} {} {}", self.container_id, self.ifname);
+        if full.len() <= ALIAS_BYTES_MAX { full } else { short }
+    }
+
+    pub(crate) fn parse(alias: &str) -> Option<Self> {
+        let mut words = alias.split(' ');
+        if words.next()? != ALIAS_WORD {
+            return None;
+        }
+        let mut next = || words.next().unwrap_or_default().to_owned();
+        Some(Self {
+            network: next(),
+            key: Key(next()),
+            container_id: next(),
+            ifname: next(),
+        })
+    }
+}
+
+/// One attachment, ready to be made.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    pub owner: Owner,
+    /// Name in the pod.
+    pub ifname: String,
+    /// With the prefix length of their subnet.
+    pub addresses: Vec<Ipv4Net>,
+    /// What IPAM calls the gateway.
+    pub gateway: Option<Ipv4Addr>,
+    pub mtu: u32,
+    /// NIC of the node: packets for pods enter there.
+    pub master: Link,
+}
+
+/// What was made.
+#[derive(Clone, Debug)]
+pub struct Attached {
+    /// Name and MAC of the bridge, if there is one.
+    pub bridge: Option<(String, String)>,
+    pub host_link: String,
+    pub host_mac: String,
+    pub pod_mac: String,
+    /// As the pod has them.
+    pub addresses: Vec<Ipv4Net>,
+    pub gateway: Ipv4Addr,
+}
+
+/// Whether `ifname` is in the namespace.
+pub fn pod_has_link(ns: &NetNs, ifname: &str) -> Result<bool, KernelError> {
+    let looking = || format!("looking for {ifname} in the pod's namespace");
+    let mut pod = Route::open_in(ns).map_err(doing(looking()))?;
+    Ok(pod.link(ifname).map_err(doing(looking()))?.is_some())
+}
+
+/// A namespace that never had an address has no local table, and forwarding fails in it without a word.
+pub(crate) fn loopback_up(pod: &mut Route) -> Result<(), KernelError> {
+    let lo = pod
+        .need_link("lo")
+        .map_err(doing("looking for lo in the pod's namespace"))?;
+    if lo.up {
+        return Ok(());
+    }
+    pod.run(Request::set_up(lo.index, true))
+        .map_err(doing("bringing up lo in the pod's namespace"))
+}
+
+pub(crate) fn default_route() -> IpNet {
+    IpNet::V4(Ipv4Net::default())
+}
+
+/// Sets `net/ipv4/conf/<link>/<what>`.
+pub(crate) fn set(link: &str, what: &str, value: &str) -> Result<(), KernelError> {
+    let key = format!("net/ipv4/conf/{link}/{what}");
+    sysctl::set(&key, value)
+        .map(|_| ())
+        .map_err(|source| KernelError::Sysctl {
+            doing: format!("setting {what} of {link}"),
+            source,
+        })
+}
+
+pub(crate) fn remove_link(host: &mut Route, name: &str, key: &Key) -> Result<bool, KernelError> {
+    let Some(link) = host.link(name).map_err(doing(format!("looking for {name}")))? else {
+        return Ok(false);
+    };
+    if let Some(owner) = link.alias.as_deref().and_then(Owner::parse)
+        && owner.key != *key
+    {
+        return Err(KernelError::Foreign {
+            link: name.to_owned(),
+            alias: link.alias.unwrap_or_default(),
+        });
+    }
+    host.run(Request::delete_link(link.index))
+        .map_err(doing(format!("deleting {name}")))?;
+    Ok(true)
+}
+
+/// Removes the attachment's link and what a bridge still knows of the pod. Success if there is nothing.
+pub fn detach(key: &Key) -> Result<bool, KernelError> {
+    let mut host = Route::open().map_err(doing("opening the host's namespace"))?;
+    let removed = remove_link(&mut host, &key.link_name(), key);
+    steps::reached("link-deleted");
+    let mac = key.mac();
+    let neighbours = host.neighbours().map_err(doing("listing neighbours"))?;
+    let traces: Vec<Neighbour> = neighbours
+        .into_iter()
+        .filter(|n| n.permanent && n.mac == Some(mac))
+        .collect();
+    forget(&mut host, &traces)?;
+    removed
+}
+
+/// Removes the pods' routes first and the neighbours that tell of them last, so that a crash in between is no loss.
+pub(crate) fn forget(host: &mut Route, neighbours: &[Neighbour]) -> Result<(), KernelError> {
+    if neighbours.is_empty() {
+        return Ok(());
+    }
+    let routes: Vec<Request> = neighbours
+        .iter()
+        .map(|n| Request::delete_route(&RouteEntry::via_link(IpNet::from(n.address), n.link)))
+        .collect();
+    host.run_all(&routes).map_err(doing("deleting routes to pods"))?;
+    steps::reached("route-deleted");
+    let neighbours: Vec<Request> = neighbours.iter().map(Request::delete_neighbour).collect();
+    host.run_all(&neighbours)
+        .map_err(doing("deleting pods from the neighbours"))?;
+    steps::reached("neighbour-deleted");
+    Ok(())
+}
+
+/// A pod link on the host and the addresses routed to it.
+#[derive(Clone, Debug)]
+pub struct Live {
+    pub link: Link,
+    /// Absent for a link whose ADD died before it was named.
+    pub owner: Option<Owner>,
+    pub addresses: Vec<IpAddr>,
+}
+
+/// Every pod link of this host, of all networks.
+pub fn live() -> Result<Vec<Live>, KernelError> {
+    let mut host = Route::open().map_err(doing("opening the host's namespace"))?;
+    let links = host.links().map_err(doing("listing links"))?;
+    let links: Vec<Link> = links
+        .into_iter()
+        .filter(|l| l.name.starts_with(LINK_PREFIX) && l.kind.as_deref() == Some("veth"))
+        .filter(|l| l.name.len() == 14 && l.name.bytes().skip(3).all(|b| b.is_ascii_hexdigit()))
+        .collect();
+    if links.is_empty() {
+        return Ok(Vec::new());
+    }
+    let routes = host.routes().map_err(doing("listing routes"))?;
+    let neighbours = host.neighbours().map_err(doing("listing neighbours"))?;
+    Ok(links
+        .into_iter()
+        .map(|link| {
+            let owner = link.alias.as_deref().and_then(Owner::parse);
+            let mac = owner.as_ref().map(|o| o.key.mac());
+            let routed = routes
+                .iter()
+                .filter(|r| r.link == Some(link.index) && r.table == 254)
+                .filter(|r| r.destination.prefix_len() == r.destination.max_prefix_len())
+                .map(|r| r.destination.addr());
+            // A pod behind a bridge is known there by its MAC.
+            let bridged = neighbours
+                .iter()
+                .filter(|n| n.permanent && n.mac == mac && mac.is_some())
+                .map(|n| n.address);
+            let addresses: BTreeSet<IpAddr> = routed.chain(bridged).collect();
+            Live {
+                owner,
+                addresses: addresses.into_iter().collect(),
+                link,
+            }
+        })
+        .collect())
+}
+
+/// Removes links in one batch; all are tried, the first error is returned.
+pub fn remove(links: &[Link]) -> Result<(), KernelError> {
+    if links.is_empty() {
+        return Ok(());
+    }
+    let mut host = Route::open().map_err(doing("opening the host's namespace"))?;
+    let requests: Vec<Request> = links.iter().map(|l| Request::delete_link(l.index)).collect();
+    host.run_all(&requests)
+        .map_err(doing("deleting the links of attachments that are gone"))?;
+    steps::reached("link-deleted");
+    Ok(())
+}
+
+/// The node's NIC: `name` if given, else the one with `mac`, else the default route's.
+pub fn master(name: Option<&str>, mac: Option<&str>) -> Result<Link, KernelError> {
+    let mut host = Route::open().map_err(doing("opening the host's namespace"))?;
+    if let Some(name) = name {
+        return host
+            .need_link(name)
+            .map_err(doing(format!("looking for master {name}")));
+    }
+    let links = host.links().map_err(doing("listing links"))?;
+    if let Some(mac) = mac.filter(|m| *m != "*") {
+        // Several links can share a MAC (an accelerated NIC and its virtual function): the one with an address counts.
+        let addresses = host.addresses().map_err(doing("listing addresses"))?;
+        let has_address = |l: &Link| {
+            addresses
+                .iter()
+                .any(|a| a.link == l.index && a.address.addr().is_ipv4())
+        };
+        return links
+            .into_iter()
+            .filter(|l| l.mac.is_some_and(|m| netlink::format_mac(m) == mac) && !l.name.starts_with(LINK_PREFIX))
+            .min_by_key(|l| (!has_address(l), l.index))
+            .ok_or_else(|| KernelError::NoMaster {
+                reason: format!("none has MAC {mac}"),
+            });
+    }
+    let routes = host.routes().map_err(doing("listing routes"))?;
+    let default = routes
+        .iter()
+        .filter(|r| r.destination == default_route() && r.table == 254)
+        .min_by_key(|r| r.metric)
+        .and_then(|r| r.link);
+    links
+        .into_iter()
+        .find(|l| Some(l.index) == default)
+        .ok_or_else(|| KernelError::NoMaster {
+            reason: "there is no default route and `master` is not set".into(),
+        })
+}
+
+/// MAC addresses of all links but the pods', lower case with colons.
+pub fn local_macs() -> Result<Vec<String>, KernelError> {
+    let mut host = Route::open().map_err(doing("opening the host's namespace"))?;
+    let links = host.links().map_err(doing("listing links"))?;
+    Ok(links
+        .into_iter()
+        .filter(|l| !l.name.starts_with(LINK_PREFIX))
+        .filter_map(|l| l.mac.map(netlink::format_mac))
+        .collect())
+}
+
+/// The error of a CHECK that found `found`.
+pub(crate) fn differs(what: impl Into<String>, expected: impl ToString, found: impl ToString) -> KernelError {
+    KernelError::Differs {
+        what: what.into(),
+        expected: expected.to_string(),
+        found: found.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_alias_names_its_owner_and_always_fits() {
+        for (network, id) in [("azure".to_owned(), "c".repeat(64)), ("n".repeat(400), "c".repeat(400))] {
+            let key = Key("0123456789abcdef0123456789abcdef01234567".into());
+            let owner = Owner {
+                network: network_tag(&network),
+                key,
+                container_id: id,
+                ifname: "eth0".into(),
+            };
+            let alias = owner.alias();
+            assert!(alias.len() <= ALIAS_BYTES_MAX, "{}", alias.len());
+            let back = Owner::parse(&alias).unwrap();
+            assert_eq!((back.network, back.key), (owner.network, owner.key));
+        }
+        assert_eq!(Owner::parse("somebody else's"), None);
+    }
+}
