@@ -1,6 +1,12 @@
 //! The engine side: `sandbox`'s traits over the host's engine, with quota, meter and records around them.
 
-use std::{collections::HashMap, path::PathBuf, pin::Pin, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    path::PathBuf,
+    pin::Pin,
+    sync::Arc,
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -364,7 +370,7 @@ impl Runtime for Groups {
     }
 
     async fn list_containers(&self) -> Result<Vec<ContainerStatus>, Error> {
-        let mine: Vec<String> = self.list_sandboxes().await?.into_iter().map(|s| s.id).collect();
+        let mine: HashSet<String> = self.list_sandboxes().await?.into_iter().map(|s| s.id).collect();
         let all = self.config.runtime.list_containers().await?;
         Ok(all.into_iter().filter(|c| mine.contains(&c.sandbox_id)).collect())
     }

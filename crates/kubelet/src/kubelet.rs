@@ -267,7 +267,9 @@ impl Kubelet {
 
 struct Manager {
     core: Arc<Core>,
-    workers: JoinSet<String>,
+    workers: JoinSet<(String, bool)>,
+    /// Pods that are done here while the API still shows them, for finalizers or a moment: not started again.
+    done: HashSet<String>,
     synced: bool,
     /// What the runtime had of pods when the agent started, until their worker takes it.
     found: HashMap<String, PodRuntime>,
@@ -282,6 +284,7 @@ impl Manager {
         Self {
             core,
             workers: JoinSet::new(),
+            done: HashSet::new(),
             synced: false,
             found: HashMap::new(),
             suspects: HashSet::new(),
@@ -321,9 +324,12 @@ impl Manager {
                     | RuntimeEvent::SandboxStopped { pod_uid, .. } => self.poke(&pod_uid),
                     RuntimeEvent::Lagged => relist = Instant::now(),
                 },
-                Some(ended) = self.workers.join_next() => if let Ok(uid) = ended {
-                    self.core.pods.lock().remove(&uid);
+                Some(ended) = self.workers.join_next() => if let Ok((uid, gone)) = ended {
+                    let handle = self.core.pods.lock().remove(&uid);
                     self.suspects.remove(&uid);
+                    if !gone && !handle.is_some_and(|h| h.desired.borrow().gone) {
+                        self.done.insert(uid);
+                    }
                 },
                 Some(uid) = self.reaped.1.recv() => drop(self.reaping.remove(&uid)),
                 () = sleep_until(relist) => {
@@ -349,10 +355,12 @@ impl Manager {
                     Some(h) => {
                         h.desired.send_modify(|d| d.pod = pod);
                     }
+                    None if self.done.contains(&uid) => {}
                     None => self.start(uid, Desired { pod, gone: false }),
                 }
             }
             PodEvent::Gone { uid } => {
+                self.done.remove(&uid);
                 if let Some(h) = self.core.pods.lock().get(&uid) {
                     h.desired.send_modify(|d| d.gone = true);
                 }
@@ -379,8 +387,8 @@ impl Manager {
         let worker = Worker::new(self.core.clone(), rx, handle.poke.clone(), handle.seen.clone(), runtime);
         self.core.pods.lock().insert(uid.clone(), handle);
         self.workers.spawn(async move {
-            worker.run().await;
-            uid
+            let gone = worker.run().await;
+            (uid, gone)
         });
     }
 

@@ -320,8 +320,9 @@ fn ready(s: &PodStatus) -> bool {
         .any(|c| c.type_ == "Ready" && c.status == "True")
 }
 
+/// Runs until it is asked to end, and ends at once then.
 fn sleeper(name: &str) -> Value {
-    json!({"containers": [{"name": name, "image": "busybox", "command": ["sleep", "1000"]}], "terminationGracePeriodSeconds": 1})
+    json!({"containers": [{"name": name, "image": "busybox", "command": ["sh", "-c", "trap 'exit 0' TERM; sleep 1000 & wait"]}]})
 }
 
 #[test]
@@ -472,11 +473,7 @@ fn from_create_to_running() {
             w.until(&name, "ready", ready).await;
             up.push(begun.elapsed());
             let begun = Instant::now();
-            let force = DeleteParams {
-                grace_period_s: Some(1),
-                ..Default::default()
-            };
-            w.admin.delete::<Pod>(Some("default"), &name, &force).await.unwrap();
+            w.delete(&name).await;
             w.gone(&name).await;
             down.push(begun.elapsed());
         }

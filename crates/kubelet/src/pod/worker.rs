@@ -162,8 +162,9 @@ impl Worker {
         }
     }
 
-    /// Runs until nothing of the pod is left, here and in the API.
-    pub async fn run(mut self) {
+    /// Runs until nothing of the pod is left here, and the API was asked to delete the object or has done so. Returns
+    /// whether the object was seen to be gone.
+    pub async fn run(mut self) -> bool {
         loop {
             // An action's notes come before its end: with all of them taken, nothing that exists is unknown here.
             while let Ok(note) = self.notes.1.try_recv() {
@@ -206,6 +207,7 @@ impl Worker {
             self.wait(wake, now).await;
         }
         self.probers.drain().for_each(|(_, p)| p.abort());
+        self.gone
     }
 
     async fn wait(&mut self, wake: Option<Timestamp>, now: Timestamp) {

@@ -98,7 +98,9 @@ async fn run(
                     done.send_replace(wanted.seq);
                     break;
                 }
-                Err(e) if e.is_gone() => return,
+                Err(ApiError::NotFound { .. }) => return,
+                // Another pod of this name by now; any other conflict is tried again like any other trouble.
+                Err(ApiError::Conflict { .. }) if replaced(&core, &namespace, &name, &uid).await => return,
                 Err(e) => {
                     tracing::warn!(ns = %namespace, pod = %name, error = %stdx::chain(&e), "status not written");
                     sleep(if matches!(e, ApiError::Refused { .. }) {
@@ -114,6 +116,13 @@ async fn run(
                 }
             }
         }
+    }
+}
+
+async fn replaced(core: &Core, namespace: &str, name: &str, uid: &str) -> bool {
+    match core.config.api.pod(namespace, name).await {
+        Ok(pod) => pod.metadata.uid.as_deref() != Some(uid),
+        Err(e) => matches!(e, ApiError::NotFound { .. }),
     }
 }
 
