@@ -139,37 +139,33 @@ async fn interface(
     )
 }
 
-/// The node first (its host agent stops the groups), then what it stood on; the interface goes last and tells that there is
-/// still something to do.
+/// The node first (its host agent stops the groups), then what it stood on. The Secret goes last: as long as it is there,
+/// there is something to do. Everything is asked of home itself, since the cache may show what is gone.
 async fn remove(pass: &Pass<'_>, name: &str) -> Result<Progress, Error> {
-    let context = pass.context;
+    let (home, context) = (&pass.context.home, pass.context);
+    let (namespace, secret) = (Some("kube-system"), names::secret(name));
+    if home.get_opt::<Secret>(namespace, &secret).await?.is_none() {
+        return Ok(Progress::Done);
+    }
     let working = Progress::Working("removing the virtual node".into());
-    let nics = context.nics.list();
+    if let Some(object) = home.get_opt::<VirtualNode>(None, name).await? {
+        if object.metadata.deletion_timestamp.is_none() {
+            context.delete::<VirtualNode>(None, name).await?;
+        }
+        return Ok(working);
+    }
     let pooled = |n: &NetworkInterface| {
         n.metadata
             .labels
             .as_ref()
             .is_some_and(|l| l.contains_key(names::POOL_LABEL))
     };
-    let nic = nics
-        .iter()
-        .find(|n| is_of(&n.metadata, pass.cluster.name()) && !pooled(n));
-    if context.virtual_nodes.get("", name).is_none() && nic.is_none() {
-        return Ok(Progress::Done);
-    }
-    // Asked of home itself: the cache may show neither.
-    if let Some(object) = context.home.get_opt::<VirtualNode>(None, name).await? {
-        if object.metadata.deletion_timestamp.is_none() {
-            context.delete::<VirtualNode>(None, name).await?;
+    for nic in context.nics.list() {
+        if is_of(&nic.metadata, pass.cluster.name()) && !pooled(&nic) {
+            context.delete::<NetworkInterface>(None, nic.name()).await?;
         }
-        return Ok(working);
     }
-    context
-        .delete::<Secret>(Some("kube-system"), &names::secret(name))
-        .await?;
     delete_node(&pass.hosted.0, names::VIRTUAL_NODE).await?;
-    if let Some(nic) = nic {
-        context.delete::<NetworkInterface>(None, nic.name()).await?;
-    }
-    Ok(working)
+    context.delete::<Secret>(namespace, &secret).await?;
+    Ok(Progress::Done)
 }
