@@ -56,6 +56,7 @@ pub(crate) struct App {
     pub key: TokenKey,
     pub actions: Arc<dyn Actions>,
     pub clock: SharedClock,
+    pub public_pool: Option<ipnet::IpNet>,
 }
 
 /// Where an object is after waiting for it.
@@ -104,6 +105,7 @@ impl App {
             vnets: self.home.list(vnets).await?,
             nics: self.home.list(nics).await?,
             clusters: self.home.list(clusters).await?,
+            public_pool: self.public_pool,
         })
     }
 

@@ -85,6 +85,7 @@ pub async fn serve(config: ArmConfig) -> Result<Server, StartError> {
         key,
         actions: config.actions,
         clock: config.clock,
+        public_pool: config.public_pool,
     });
     let shutdown = config.shutdown;
     let mut tasks = tokio::task::JoinSet::new();

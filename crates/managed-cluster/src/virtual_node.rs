@@ -11,7 +11,7 @@ use serde_json::json;
 
 use crate::{
     NodeIdentity,
-    context::{is_of, own},
+    context::own,
     names,
     reconcile_cluster::{Pass, delete_node},
     status::{self, Progress},
@@ -51,7 +51,7 @@ pub(crate) async fn reconcile(pass: &Pass<'_>, id: &ArmId) -> Result<Progress, E
             format!("the virtual node's subnet '{subnet}' does not exist"),
         ));
     }
-    let (nic, addresses) = match interface(pass, &nodes_subnet, &format!("{subnets}/{subnet}")).await? {
+    let (nic, addresses) = match interface(pass, &format!("{subnets}/{subnet}")).await? {
         Ok(found) => found,
         Err(progress) => return Ok(progress),
     };
@@ -96,20 +96,9 @@ pub(crate) async fn reconcile(pass: &Pass<'_>, id: &ArmId) -> Result<Progress, E
     })
 }
 
-/// The node's own interface, beside its VNet: object name and addresses, or what is being waited for.
-async fn interface(
-    pass: &Pass<'_>,
-    in_vnet: &str,
-    subnet: &str,
-) -> Result<Result<(String, NicAddresses), Progress>, Error> {
-    let Ok(mut id) = ArmId::parse(in_vnet) else {
-        return Ok(Err(Progress::failed(
-            "InvalidParameter",
-            "the pool's subnet id is not one",
-        )));
-    };
-    id.segments = vec![("networkInterfaces".to_owned(), format!("{}-nic", names::VIRTUAL_NODE))];
-    let id = id.to_string();
+/// The node's own interface: object name and addresses, or what is being waited for.
+async fn interface(pass: &Pass<'_>, subnet: &str) -> Result<Result<(String, NicAddresses), Progress>, Error> {
+    let id = pass.ids.interface(names::VIRTUAL_NODE);
     let name = object_name(&id);
     let Some(nic) = pass.context.nics.get("", &name) else {
         let body = json!({"location": pass.view.location, "properties": {"ipConfigurations": [{"name": "ipconfig1", "properties": {
@@ -121,11 +110,6 @@ async fn interface(
             "making the virtual node's network interface".into(),
         )));
     };
-    if !is_of(&nic.metadata, pass.cluster.name()) {
-        let message =
-            "another cluster has a virtual node in this virtual network already; one per virtual network is served";
-        return Ok(Err(Progress::failed("VirtualNodeExists", message)));
-    }
     let status = nic.status.as_ref();
     Ok(
         match (
@@ -154,17 +138,9 @@ async fn remove(pass: &Pass<'_>, name: &str) -> Result<Progress, Error> {
         }
         return Ok(working);
     }
-    let pooled = |n: &NetworkInterface| {
-        n.metadata
-            .labels
-            .as_ref()
-            .is_some_and(|l| l.contains_key(names::POOL_LABEL))
-    };
-    for nic in context.nics.list() {
-        if is_of(&nic.metadata, pass.cluster.name()) && !pooled(&nic) {
-            context.delete::<NetworkInterface>(None, nic.name()).await?;
-        }
-    }
+    context
+        .delete::<NetworkInterface>(None, &object_name(&pass.ids.interface(names::VIRTUAL_NODE)))
+        .await?;
     delete_node(&pass.hosted.0, names::VIRTUAL_NODE).await?;
     context.delete::<Secret>(namespace, &secret).await?;
     Ok(Progress::Done)

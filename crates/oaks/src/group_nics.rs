@@ -67,32 +67,28 @@ impl GroupNics {
         }
     }
 
-    /// The NIC of a virtual node itself, in the namespace pinned at `netns`; its addresses.
+    /// Plugs the NIC that the platform made for a virtual node into the namespace pinned at `netns`; its addresses.
     pub async fn for_node(
         &self,
-        node: &str,
+        nic: &str,
         virtual_network: &str,
         subnet: &str,
         netns: &Path,
     ) -> Result<Vec<IpAddr>, NicError> {
-        self.plug(&Wanted {
-            name: &format!("{node}-nic"),
+        let wanted = Wanted {
+            name: nic,
             virtual_network,
             subnet,
             sandbox: None,
             cluster: None,
             netns,
-        })
-        .await
+        };
+        self.plug_allocated(nic, &wanted).await
     }
 
-    /// Releases a virtual node's own NIC.
-    pub async fn release_node(&self, node: &str, virtual_network: &str) -> Result<(), NicError> {
-        match self.id_of(&format!("{node}-nic"), virtual_network) {
-            Ok(id) => self.release(&object_name(&id)).await,
-            // Without its network there is nothing to release.
-            Err(_) => Ok(()),
-        }
+    /// Unplugs a virtual node's own NIC; its object goes with the virtual node.
+    pub async fn release_node(&self, nic: &str) -> Result<(), NicError> {
+        self.detach(nic).await
     }
 
     fn vnet_id(&self, virtual_network: &str) -> Result<ArmId, NicError> {
@@ -203,12 +199,16 @@ impl GroupNics {
         })
     }
 
-    async fn release(&self, name: &str) -> Result<(), NicError> {
+    async fn detach(&self, name: &str) -> Result<(), NicError> {
         let (fabric, key) = (self.fabric.clone(), name.to_owned());
         tokio::task::spawn_blocking(move || fabric.detach(&key))
             .await
             .map_err(|e| failed("unplugging the NIC", &e))?
-            .map_err(|e| failed("unplugging the NIC", &e))?;
+            .map_err(|e| failed("unplugging the NIC", &e))
+    }
+
+    async fn release(&self, name: &str) -> Result<(), NicError> {
+        self.detach(name).await?;
         match self
             .home
             .delete::<NetworkInterface>(None, name, &DeleteParams::default())

@@ -197,7 +197,7 @@ impl Manager {
         linux::netns::create_named(&netns).map_err(chained)?;
         let addresses = self
             .nics
-            .for_node(&spec.node_name, &spec.virtual_network, &spec.subnet, &netns)
+            .for_node(&spec.nic, &spec.virtual_network, &spec.subnet, &netns)
             .await
             .map_err(chained)?;
         let listen = SocketAddr::new(
@@ -327,10 +327,7 @@ impl Manager {
             running.end().await;
         }
         self.stop_groups(&object.spec.node_name).await?;
-        self.nics
-            .release_node(&object.spec.node_name, &object.spec.virtual_network)
-            .await
-            .map_err(chained)?;
+        self.nics.release_node(&object.spec.nic).await.map_err(chained)?;
         let netns = node_netns(&self.settings.paths.run, name);
         if netns.exists() {
             linux::netns::delete(&netns).map_err(chained)?;

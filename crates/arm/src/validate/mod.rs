@@ -24,6 +24,8 @@ pub struct World {
     pub vnets: Vec<ArmObject>,
     pub nics: Vec<ArmObject>,
     pub clusters: Vec<ArmObject>,
+    /// Public addresses: no virtual network may have them inside.
+    pub public_pool: Option<ipnet::IpNet>,
 }
 
 /// Kinds that a [`World`] is made of.

@@ -57,6 +57,10 @@ pub fn vnet(id: &ArmId, body: &Value, old: Option<&ArmObject>, world: &World) ->
                 ));
             }
         }
+        if let Some(pool) = world.public_pool.filter(|pool| overlaps(pool, p)) {
+            let problem = format!("{p} overlaps {pool}, this platform's public addresses");
+            return Err(Fault::field("AddressPrefixNotAllowed", path, problem));
+        }
         if let Some(q) = view.prefixes[..i].iter().find(|q| overlaps(q, p)) {
             let problem = format!("{p} overlaps {q} of the same virtual network");
             return Err(Fault::field("NetcfgVirtualNetworkAddressSpaceOverlap", path, problem));
@@ -329,6 +333,20 @@ mod tests {
         }
     }
 
+    #[test]
+    fn the_public_pool_is_taken() {
+        let id = ArmId::parse(VNET).unwrap();
+        let w = World {
+            public_pool: Some("198.19.0.0/16".parse().unwrap()),
+            ..Default::default()
+        };
+        let f = vnet(&id, &body(&["198.18.0.0/15"], &[]), None, &w).unwrap_err();
+        assert!(
+            f.code == "AddressPrefixNotAllowed" && f.message.contains("public addresses"),
+            "{f}"
+        );
+    }
+
     fn world() -> World {
         let nic = json!({"location": "x", "properties": {"ipConfigurations": [
             {"name": "a", "properties": {"subnet": {"id": format!("{VNET}/subnets/A")}}}]}});
@@ -347,7 +365,7 @@ mod tests {
                     body: nic,
                 },
             )],
-            clusters: vec![],
+            ..Default::default()
         }
     }
 
