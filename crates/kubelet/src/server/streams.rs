@@ -24,7 +24,7 @@ use tokio_tungstenite::{
     tungstenite::{
         Message,
         handshake::derive_accept_key,
-        protocol::{Role, WebSocketConfig},
+        protocol::{CloseFrame, Role, WebSocketConfig, frame::coding::CloseCode},
     },
 };
 
@@ -240,7 +240,9 @@ async fn talk(io: Upgraded, session: ExecSession, protocol: Protocol) {
         let mut message = vec![ERROR];
         message.extend_from_slice(status.to_string().as_bytes());
         let _ = tx.send(Message::Binary(message.into())).await;
-        let _ = tx.send(Message::Close(None)).await;
+        // Clients (gorilla's WebSocket) take an end without the normal code for a broken stream.
+        let normal = CloseFrame { code: CloseCode::Normal, reason: "".into() };
+        let _ = tx.send(Message::Close(Some(normal))).await;
     };
     let send = async move {
         while let Some(message) = rx.recv().await {
