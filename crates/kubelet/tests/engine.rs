@@ -320,9 +320,11 @@ fn ready(s: &PodStatus) -> bool {
         .any(|c| c.type_ == "Ready" && c.status == "True")
 }
 
-/// Runs until it is asked to end, and ends at once then.
+/// Runs until it is asked to end, and ends at once then, unless it is asked before it listens.
 fn sleeper(name: &str) -> Value {
-    json!({"containers": [{"name": name, "image": "busybox", "command": ["sh", "-c", "trap 'exit 0' TERM; sleep 1000 & wait"]}]})
+    let script = "trap 'exit 0' TERM; sleep 1000 & wait";
+    let container = json!({"name": name, "image": "busybox", "command": ["sh", "-c", script]});
+    json!({"containers": [container], "terminationGracePeriodSeconds": 1})
 }
 
 #[test]
