@@ -336,7 +336,7 @@ fn a_pod_with_everything() {
         w.create(
             "p",
             json!({
-                "terminationGracePeriodSeconds": 10,
+                "terminationGracePeriodSeconds": 2,
                 "hostAliases": [{"ip": "10.1.2.3", "hostnames": ["db", "db.local"]}],
                 "securityContext": {"fsGroup": 2000},
                 "initContainers": [{"name": "first", "image": "busybox", "command": ["sh", "-c", "echo done > /data/init"],
