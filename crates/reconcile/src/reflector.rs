@@ -20,6 +20,8 @@ use crate::{ApiStatus, Body, Client, Error, ErrorKind, ResourceId};
 const WATCH_S: u64 = 300;
 /// A watch that outlives its own deadline by this much is dead.
 const WATCH_GRACE: Duration = Duration::from_secs(30);
+/// A watch that lasted this long worked.
+const LASTED: Duration = Duration::from_secs(5);
 /// Largest single watch frame.
 const FRAME_BYTES_MAX: usize = 16 << 20;
 /// Delay between failures.
@@ -102,14 +104,17 @@ impl Reflector {
             self.synced.send_modify(|n| *n += 1);
             loop {
                 let before = version.clone();
+                let opened = tokio::time::Instant::now();
                 let outcome = self.watch(&mut version).await;
-                if version != before {
+                // Neither a watch that brought something nor one that lasted is a failure to back off from.
+                let useful = version != before || opened.elapsed() > LASTED;
+                if useful {
                     backoff.reset();
                 }
                 match outcome {
                     Ok(Ended::Closed) => {
                         // A server that closes watches at once must not be hammered.
-                        if version == before {
+                        if !useful {
                             tokio::time::sleep(backoff.next(&mut rng)).await;
                         }
                     }

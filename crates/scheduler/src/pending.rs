@@ -60,6 +60,17 @@ impl Pending {
         }
     }
 
+    /// Looks at one parked pod again. Returns whether it was parked.
+    pub fn unpark(&mut self, uid: &str) -> bool {
+        match self.pods.get(uid) {
+            Some((_, order)) if self.parked.remove(uid) => {
+                self.active.insert(*order, uid.to_owned());
+                true
+            }
+            _ => false,
+        }
+    }
+
     /// Looks at every parked pod again.
     pub fn wake(&mut self) {
         self.wake_if(|_| true);

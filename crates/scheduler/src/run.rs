@@ -1,13 +1,13 @@
 //! The loop: follow pods and nodes, decide in batches under one lock, bind and report outside of it.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
 use parking_lot::Mutex;
 use reconcile::{Change, Client, Error, EventType, Informer, Informers, Patch, Recorder};
 use serde_json::{Value, json};
-use stdx::{BackoffPolicy, RealClock, Rng, SharedClock, Shutdown};
+use stdx::{Backoff, BackoffPolicy, RealClock, Rng, SharedClock, Shutdown};
 use tokio::sync::{Notify, Semaphore};
 use tokio::task::JoinSet;
 
@@ -266,26 +266,13 @@ impl Shared {
                 } else {
                     tracing::warn!(pod = %key, node, error = %stdx::chain(&error), "binding failed");
                 }
-                let mut world = self.world.lock();
-                self.removed(&mut world, &pod.uid);
-                drop(world);
-                let (shared, uid) = (Arc::downgrade(self), pod.uid.clone());
-                let delay = RETRY.delay(0, &mut Rng::from_entropy());
-                tokio::spawn(async move {
-                    tokio::time::sleep(delay).await;
-                    // From state: it may be bound, gone or still waiting.
-                    if let Some(shared) = shared.upgrade()
-                        && let Some(pod) = shared.pods.by_uid(&uid)
-                    {
-                        shared.consider(PodInfo::parse(&pod));
-                    }
-                });
+                tokio::spawn(settle(Arc::downgrade(self), pod));
             }
         }
     }
 
     /// Says on the pod and in an event why it has no place.
-    async fn refuse(&self, pod: &PodInfo, message: &str) {
+    async fn refuse(self: &Arc<Self>, pod: &PodInfo, message: &str) {
         self.recorder
             .event_for(reference(pod), EventType::Warning, "FailedScheduling", message);
         let mut condition = json!({
@@ -305,8 +292,42 @@ impl Shared {
             Err(error) if error.is_not_found() || error.is_conflict() => {}
             Err(error) => {
                 tracing::warn!(pod = %key, error = %stdx::chain(&error), "condition not written");
+                let (shared, uid) = (Arc::downgrade(self), pod.uid.clone());
+                tokio::spawn(async move {
+                    tokio::time::sleep(RETRY.delay(0, &mut Rng::from_entropy())).await;
+                    if let Some(shared) = shared.upgrade()
+                        && shared.world.lock().pending.unpark(&uid)
+                    {
+                        shared.wake.notify_one();
+                    }
+                });
             }
         }
+    }
+}
+
+/// Finds out what became of a pod whose binding failed. Until then it stays counted: the answer may have been lost after
+/// the binding was made, and its place must not be given away.
+async fn settle(shared: Weak<Shared>, pod: Arc<PodInfo>) {
+    let mut rng = Rng::from_entropy();
+    let mut backoff = Backoff::new(RETRY);
+    loop {
+        tokio::time::sleep(backoff.next(&mut rng)).await;
+        let Some(shared) = shared.upgrade() else { return };
+        let key = &pod.key;
+        let Ok(live) = shared.client.get_opt::<Pod>(Some(&key.ns), &key.name).await else {
+            continue;
+        };
+        let live = live
+            .map(|live| PodInfo::parse(&live))
+            .filter(|live| live.uid == pod.uid);
+        if live.as_ref().is_none_or(|live| live.node.is_empty()) {
+            shared.removed(&mut shared.world.lock(), &pod.uid);
+        }
+        if let Some(live) = live {
+            shared.consider(live);
+        }
+        return;
     }
 }
 
