@@ -59,6 +59,7 @@ impl Claims {
 
 /// Completes an object, or refuses what cannot be completed.
 pub fn mutate(cx: &Context, operation: Operation, old: Option<&Value>, new: &mut Value) -> Result<(), Status> {
+    namespace::check_creation(cx, operation, new)?;
     match (operation, cx.served.info.group.as_str(), cx.served.info.plural.as_str()) {
         (Operation::Create, "", "pods") => pod::create(cx, new),
         (Operation::Create | Operation::Update(Part::Main), "", "services") => service::complete(cx, old, new),
@@ -68,7 +69,7 @@ pub fn mutate(cx: &Context, operation: Operation, old: Option<&Value>, new: &mut
 
 /// Refuses what must not happen.
 pub fn validate(cx: &Context, operation: Operation, old: Option<&Value>, new: &Value) -> Result<(), Status> {
-    namespace::check(cx, operation)?;
+    namespace::check_deletion(cx, operation)?;
     rbac::check(cx, operation, old, new)?;
     node::restrict(cx, operation, old, new)
 }
