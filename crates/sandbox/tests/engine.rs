@@ -70,7 +70,7 @@ fn containers_are_confined() {
 
         let mut user = sh(
             "user",
-            "id -u; id -g; id -G; echo $HOME; touch /x 2>/dev/null || echo denied; echo again > /dev/stdout",
+            "id -u; id -g; id -G; umask; echo $HOME; touch /x 2>/dev/null || echo denied; echo again > /dev/stdout",
         );
         user.security.run_as_user = Some(1000);
         user.security.no_new_privs = true;
@@ -79,7 +79,7 @@ fn containers_are_confined() {
         world.exited(&user).await;
         assert_eq!(
             world.log(&user, "stdout").await,
-            "1000\n1001\n1001 1002\n/tmp\ndenied\nagain\n"
+            "1000\n1001\n1001 1002\n0022\n/tmp\ndenied\nagain\n"
         );
 
         let mut bad = sh("bad", "true");

@@ -53,17 +53,34 @@ impl Overlay<'_> {
     /// # Errors
     /// `TooManyLayers` on kernels older than 6.5 if the paths exceed one page.
     pub fn mount(&self, target: &Path) -> Result<(), MountError> {
-        let tree = match self.detached() {
+        self.mount_with(target, false)
+    }
+
+    /// Like [`Overlay::mount`], for an `upper` that nobody needs after a crash and that is never mounted again: nothing is
+    /// synced to its disk, neither by programs nor at the unmount (which otherwise waits for the whole disk).
+    pub fn mount_volatile(&self, target: &Path) -> Result<(), MountError> {
+        match self.mount_with(target, true) {
+            // Kernels before 5.10 do not know it.
+            Err(MountError::Mount { source, .. }) if source.raw_os_error() == Some(libc::EINVAL) => self.mount(target),
+            other => other,
+        }
+    }
+
+    fn mount_with(&self, target: &Path, volatile: bool) -> Result<(), MountError> {
+        let tree = match self.detached(volatile) {
             Ok(tree) => tree,
             // Kernels before 6.5 do not know `lowerdir+`.
-            Err(rustix::io::Errno::INVAL) => return self.mount_by_options(target),
+            Err(rustix::io::Errno::INVAL) => return self.mount_by_options(target, volatile),
             Err(error) => return Err(failed("mount overlay at", target)(error)),
         };
         move_here(&tree, target)
     }
 
-    fn detached(&self) -> rustix::io::Result<OwnedFd> {
+    fn detached(&self, volatile: bool) -> rustix::io::Result<OwnedFd> {
         let fs = rustix::mount::fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
+        if volatile {
+            rustix::mount::fsconfig_set_flag(&fs, "volatile")?;
+        }
         for layer in self.layers {
             rustix::mount::fsconfig_set_string(&fs, "lowerdir+", layer.as_path())?;
         }
@@ -75,7 +92,7 @@ impl Overlay<'_> {
         rustix::mount::fsmount(&fs, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())
     }
 
-    fn mount_by_options(&self, target: &Path) -> Result<(), MountError> {
+    fn mount_by_options(&self, target: &Path, volatile: bool) -> Result<(), MountError> {
         let mut options = b"lowerdir=".to_vec();
         for (index, layer) in self.layers.iter().enumerate() {
             if index > 0 {
@@ -88,6 +105,9 @@ impl Overlay<'_> {
             escape(upper, &mut options);
             options.extend_from_slice(b",workdir=");
             escape(work, &mut options);
+        }
+        if volatile {
+            options.extend_from_slice(b",volatile");
         }
         if options.len() >= 4095 {
             return Err(MountError::TooManyLayers {
@@ -267,11 +287,11 @@ mod tests {
                 layers: &layers,
                 upper: Some((&upper, &work)),
             };
-            for way in 0..2 {
-                if way == 0 {
-                    overlay.mount(&merged).unwrap()
-                } else {
-                    overlay.mount_by_options(&merged).unwrap()
+            for way in 0..3 {
+                match way {
+                    0 => overlay.mount(&merged).unwrap(),
+                    1 => overlay.mount_by_options(&merged, false).unwrap(),
+                    _ => overlay.mount_volatile(&merged).unwrap(),
                 }
                 assert!(is_mount_point(&merged).unwrap());
                 assert_eq!(std::fs::read_to_string(merged.join("file")).unwrap(), "top");

@@ -1,6 +1,7 @@
 //! A container: its root file system over shared layers, its bundle, its control group; start, stop, removal.
 
 use std::{
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, SystemTime},
@@ -181,14 +182,16 @@ impl Inner {
         for dir in [&upper, &work, &root] {
             std::fs::create_dir(dir).map_err(io("create the container's directories"))?;
         }
-        // The root directory of the container takes its mode from the writable layer.
-        std::os::unix::fs::chown(&upper, Some(0), Some(0)).map_err(io("prepare the writable layer"))?;
+        // The root directory of the container takes its owner and mode from the writable layer, whatever our umask is.
+        std::os::unix::fs::chown(&upper, Some(0), Some(0))
+            .and_then(|()| std::fs::set_permissions(&upper, std::fs::Permissions::from_mode(0o755)))
+            .map_err(io("prepare the writable layer"))?;
         let overlay = Overlay {
             layers: &image.layers,
             upper: Some((&upper, &work)),
         };
         overlay
-            .mount(&root)
+            .mount_volatile(&root)
             .map_err(|error| runtime("mount the container's root", &error))?;
 
         let passwd = rootfs::read(&root, "etc/passwd").map_err(io("read the image's users"))?;
@@ -360,6 +363,8 @@ impl Inner {
             },
             ..Spawn::default()
         };
+        // Taken before: a short program may have ended when the answer is here.
+        let begun = SystemTime::now();
         let result = self.supervisor.spawn(spawn, &[]);
         let pod_uid = record.pod_uid;
         match result {
@@ -367,7 +372,7 @@ impl Inner {
                 {
                     // It may have ended already, and the exit been recorded.
                     let mut record = container.record.lock();
-                    record.started_at.get_or_insert_with(SystemTime::now);
+                    record.started_at.get_or_insert(begun);
                     if record.phase == ContainerPhase::Starting {
                         record.phase = ContainerPhase::Running;
                     }

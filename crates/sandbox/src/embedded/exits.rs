@@ -24,11 +24,9 @@ fn listen(weak: &Weak<Inner>) {
     loop {
         let Some(inner) = weak.upgrade() else { return };
         let client = inner.supervisor.clone();
-        let stream = client.watch().and_then(|stream| {
-            let copy = stream.try_clone();
-            *inner.watch.lock() = copy.ok();
-            Ok(stream)
-        });
+        let stream = client
+            .watch()
+            .inspect(|stream| *inner.watch.lock() = stream.try_clone().ok());
         // Between the last event and this watch some may have been missed.
         let known = stream.is_ok().then(|| inner.reconcile_exits());
         drop(inner);

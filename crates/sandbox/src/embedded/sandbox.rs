@@ -180,7 +180,7 @@ impl Inner {
         let (inner, made) = (self.clone(), sandbox.clone());
         blocking(move || {
             let hosts = inner.sandbox_dir(&made.id).join("hosts");
-            std::fs::write(&hosts, hosts_file(&made.record())).map_err(io("write hosts"))?;
+            write_readable(&hosts, &hosts_file(&made.record()))?;
             made.record.lock().phase = SandboxPhase::Ready;
             inner.save_sandbox(&made)
         })
@@ -199,8 +199,8 @@ impl Inner {
             Some(dns) => resolv_conf(dns),
             None => std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default(),
         };
-        std::fs::write(dir.join("resolv.conf"), resolv_conf).map_err(io("write resolv.conf"))?;
-        std::fs::write(dir.join("hostname"), format!("{}\n", record.config.hostname)).map_err(io("write hostname"))?;
+        write_readable(&dir.join("resolv.conf"), &resolv_conf)?;
+        write_readable(&dir.join("hostname"), &format!("{}\n", record.config.hostname))?;
 
         let group = self.pod_group(sandbox)?;
         group
@@ -402,6 +402,13 @@ impl Inner {
 
 fn pause_id(sandbox_id: &str) -> String {
     format!("pause-{sandbox_id}")
+}
+
+/// For every user of the pod, whatever our umask is.
+fn write_readable(path: &Path, text: &str) -> Result<(), Error> {
+    std::fs::write(path, text)
+        .and_then(|()| std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o644)))
+        .map_err(io(format!("write {}", path.display())))
 }
 
 /// Removes a tree that holds no mounts; succeeds if it is gone.

@@ -218,7 +218,7 @@ pub fn process(
         .collect();
     json!({
         "terminal": config.tty,
-        "user": { "uid": user.uid, "gid": user.gid, "additionalGids": user.groups },
+        "user": { "uid": user.uid, "gid": user.gid, "additionalGids": user.groups, "umask": 0o022 },
         "args": args,
         "env": environment(config, image, around.hostname),
         "cwd": working_dir(config, image),

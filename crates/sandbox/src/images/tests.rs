@@ -17,7 +17,9 @@ fn tar(entries: &[(EntryType, &str, &str)]) -> Vec<u8> {
         let mut header = Header::new_gnu();
         header.set_entry_type(*kind);
         header.set_mode(if kind.is_dir() { 0o750 } else { 0o4755 });
-        (header.set_uid(1234), header.set_gid(4321), header.set_mtime(1000));
+        header.set_uid(1234);
+        header.set_gid(4321);
+        header.set_mtime(1000);
         let bytes = &mut header.as_gnu_mut().unwrap().name;
         bytes[..name.len()].copy_from_slice(name.as_bytes());
         let content = if matches!(kind, EntryType::Symlink | EntryType::Link) {

@@ -80,7 +80,6 @@ pub(super) fn unpack(tar: impl Read, target: &Path, limits: &UnpackLimits) -> Re
         layer.add(&mut entry.map_err(ImageError::Layer)?)?;
     }
     let bytes = layer.bytes;
-    drop(archive);
     // Padding after the last entry belongs to the digest.
     io::copy(&mut hashed, &mut io::sink()).map_err(ImageError::Layer)?;
     Ok((bytes, finish_digest(hashed.context.finish().as_ref())))
