@@ -49,6 +49,7 @@ fn nic(key: &str, addresses: &[&str], kind: NicKind) -> NicSpec {
         ip_configs,
         kind,
         host_name: Some(key.into()),
+        ..NicSpec::default()
     }
 }
 
@@ -178,6 +179,7 @@ fn pods_of_two_machines_and_groups_reach_each_other_and_services() {
                 subnets: vec![SubnetSpec {
                     name: "nodes".into(),
                     prefix: "10.1.0.0/24".parse().unwrap(),
+                    ..SubnetSpec::default()
                 }],
                 nics: vec![
                     nic("a", &["10.1.0.4", "10.1.0.20", "10.1.0.21"], NicKind::Machine),

@@ -11,6 +11,7 @@ use crate::address::{Mac, WIRE_SERVER};
 use crate::fabric::{
     CLUSTER_MARK_MASK, ClusterServicesSpec, EdgeSpec, FabricSpec, FrontendSpec, NicKind, NicSpec, Protocol, VnetSpec,
 };
+use crate::nsg::NsgError;
 use crate::rules::{self, RuleError};
 
 #[derive(Clone, Debug, Error, PartialEq)]
@@ -46,6 +47,14 @@ pub enum SpecError {
         cluster: String,
         reason: &'static str,
     },
+    #[error("vnet {vnet}: security group {group} is not valid")]
+    Group {
+        vnet: String,
+        group: String,
+        source: NsgError,
+    },
+    #[error("vnet {vnet}: {of} names security group {group}, which is not there")]
+    NoGroup { vnet: String, of: String, group: String },
     #[error("edge: {reason}")]
     Edge { reason: String },
 }
@@ -55,6 +64,8 @@ impl SpecError {
     pub fn code(&self) -> &'static str {
         match self {
             Self::Rule { source, .. } => source.code(),
+            Self::Group { source, .. } => source.code(),
+            Self::NoGroup { .. } => "InvalidResourceReference",
             _ => "InvalidResource",
         }
     }
@@ -108,6 +119,7 @@ impl Door<'_> {
         }
         let subnets: Vec<(&str, Ipv4Net)> = vnet.subnets.iter().map(|s| (s.name.as_str(), s.prefix)).collect();
         rules::check_subnets(&vnet.prefixes, &subnets).map_err(rule)?;
+        self.groups()?;
         if !self.seen.vnets.insert(vnet.key.clone()) {
             return Err(self.twice("vnet", &vnet.key));
         }
@@ -122,6 +134,31 @@ impl Door<'_> {
             ..Seen::default()
         };
         Ok(())
+    }
+
+    /// Security groups, and that the subnets' are there. A subnet without its group would be open, so this fails whole.
+    fn groups(&self) -> Result<(), SpecError> {
+        let vnet = self.vnet;
+        let mut keys = BTreeSet::new();
+        for group in &vnet.security_groups {
+            if !keys.insert(group.key.as_str()) {
+                return Err(self.twice("security group", &group.key));
+            }
+            crate::nsg::check(&group.rules).map_err(|source| SpecError::Group {
+                vnet: vnet.key.clone(),
+                group: group.key.clone(),
+                source,
+            })?;
+        }
+        let missing = |s: &&crate::fabric::SubnetSpec| s.security_group.as_deref().is_some_and(|g| !keys.contains(g));
+        match vnet.subnets.iter().find(missing) {
+            None => Ok(()),
+            Some(subnet) => Err(SpecError::NoGroup {
+                vnet: vnet.key.clone(),
+                of: subnet.name.clone(),
+                group: subnet.security_group.clone().unwrap_or_default(),
+            }),
+        }
     }
 
     fn cluster(&mut self, c: &ClusterServicesSpec) -> Result<(), SpecError> {
@@ -186,6 +223,15 @@ impl Door<'_> {
             && !self.seen.clusters.contains(cluster)
         {
             return Err(fail(format!("there is no cluster {cluster:?} in this virtual network")));
+        }
+        if let Some(group) = &nic.security_group
+            && vnet.security_group(group).is_none()
+        {
+            return Err(SpecError::NoGroup {
+                vnet: vnet.key.clone(),
+                of: nic.key.clone(),
+                group: group.clone(),
+            });
         }
         if self.seen.macs.contains(&nic.mac) {
             return Err(fail(format!("{} is in use", nic.mac)));
@@ -347,7 +393,7 @@ mod tests {
                 primary: true,
             }],
             kind: NicKind::Machine,
-            host_name: None,
+            ..NicSpec::default()
         };
         let vnet = VnetSpec {
             key: "v".to_owned(),
@@ -355,6 +401,7 @@ mod tests {
             subnets: vec![SubnetSpec {
                 name: "nodes".into(),
                 prefix: "10.1.0.0/24".parse().unwrap(),
+                ..SubnetSpec::default()
             }],
             nics: vec![nic("a", 4), nic("b", 5)],
             ..VnetSpec::default()
@@ -407,6 +454,14 @@ mod tests {
                 }
             },
             "no cluster \"c\"",
+        );
+        check(
+            &|s| s.vnets[0].nics[0].security_group = Some("g".into()),
+            "InvalidResourceReference",
+        );
+        check(
+            &|s| s.vnets[0].subnets[0].security_group = Some("g".into()),
+            "nodes names security group g",
         );
         check(&|s| s.instance = "Bad Name".into(), "instance");
         check(

@@ -7,9 +7,10 @@ use std::net::{IpAddr, Ipv4Addr};
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
-use crate::address::Mac;
+use crate::address::{Mac, WIRE_SERVER};
 pub use crate::check::{SpecError, check_instance};
 use crate::interfaces::{Interface, InterfaceAddress, InterfaceSubnet, Interfaces};
+use crate::nsg::SecurityRule;
 
 /// Everything of one instance on one host.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
@@ -85,17 +86,32 @@ pub struct VnetSpec {
     pub dns: DnsSpec,
     #[serde(default)]
     pub clusters: Vec<ClusterServicesSpec>,
+    /// Network security groups that subnets and NICs name.
+    #[serde(default)]
+    pub security_groups: Vec<SecurityGroupSpec>,
 }
 
-#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct SubnetSpec {
     pub name: String,
     pub prefix: Ipv4Net,
+    /// Key of a security group of the virtual network.
+    #[serde(default)]
+    pub security_group: Option<String>,
+}
+
+/// A network security group: its own rules; the default ones are understood.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SecurityGroupSpec {
+    pub key: String,
+    #[serde(default)]
+    pub rules: Vec<SecurityRule>,
 }
 
 /// A NIC. It exists here before anything is attached to it and stays when its machine goes.
-#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct NicSpec {
     pub key: String,
@@ -109,6 +125,9 @@ pub struct NicSpec {
     /// VNet DNS answers this name with the primary address.
     #[serde(default)]
     pub host_name: Option<String>,
+    /// Key of a security group of the virtual network.
+    #[serde(default)]
+    pub security_group: Option<String>,
 }
 
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
@@ -211,6 +230,18 @@ impl VnetSpec {
     /// The NIC that holds `address`.
     pub fn nic_of(&self, address: Ipv4Addr) -> Option<&NicSpec> {
         self.nics.iter().find(|n| n.addresses().any(|a| a == address))
+    }
+
+    pub fn security_group(&self, key: &str) -> Option<&SecurityGroupSpec> {
+        self.security_groups.iter().find(|g| g.key == key)
+    }
+
+    /// What the tag `VirtualNetwork` stands for here: disjoint ranges, ascending.
+    pub fn tagged_ranges(&self) -> Vec<Ipv4Net> {
+        let own = self.prefixes.iter().copied();
+        let mut out = Ipv4Net::aggregate(&own.chain([Ipv4Net::from(WIRE_SERVER)]).collect());
+        out.sort();
+        out
     }
 
     /// What the wire server tells the machine behind `nic`.

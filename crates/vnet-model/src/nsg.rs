@@ -32,10 +32,27 @@ pub enum RuleProtocol {
     Tcp,
     Udp,
     Icmp,
+    Esp,
+    Ah,
+}
+
+impl RuleProtocol {
+    /// IP protocol number; `None` is any.
+    pub fn number(self) -> Option<u8> {
+        match self {
+            Self::Any => None,
+            Self::Tcp => Some(6),
+            Self::Udp => Some(17),
+            Self::Icmp => Some(1),
+            Self::Esp => Some(50),
+            Self::Ah => Some(51),
+        }
+    }
 }
 
 /// One end of a rule: prefixes, or one of the tags that are supported.
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub enum Peers {
     Any,
     VirtualNetwork,
@@ -45,7 +62,8 @@ pub enum Peers {
 }
 
 /// A rule as evaluated.
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct SecurityRule {
     pub name: String,
     pub priority: u32,
@@ -121,7 +139,7 @@ pub fn parse_peers(texts: &[&str]) -> Result<Peers, NsgError> {
 
 /// Parses `80`, `1000-2000` or `*`.
 pub fn parse_ports(texts: &[&str]) -> Result<Vec<(u16, u16)>, NsgError> {
-    if texts.contains(&"*") {
+    if texts.iter().any(|t| ["*", "0-65535"].contains(t)) {
         return Ok(Vec::new());
     }
     let range = |t: &&str| {
@@ -182,14 +200,66 @@ pub fn evaluate<'a>(
     }
 }
 
-fn matches(rule: &SecurityRule, vnet: &[Ipv4Net], flow: &Flow) -> bool {
-    let protocol = match rule.protocol {
-        RuleProtocol::Any => true,
-        RuleProtocol::Tcp => flow.protocol == 6,
-        RuleProtocol::Udp => flow.protocol == 17,
-        RuleProtocol::Icmp => flow.protocol == 1,
+/// Decides a new flow on its whole way: `groups` are those it meets, in order; none is allowed by none being there.
+/// Returns the first group (by place) that denies it, with the deciding rule's name.
+pub fn denied_by<'a>(
+    groups: &[(Direction, &'a [SecurityRule])],
+    vnet: &[Ipv4Net],
+    flow: &Flow,
+) -> Option<(usize, &'a str)> {
+    groups.iter().enumerate().find_map(|(n, (direction, rules))| {
+        let (access, name) = evaluate(rules, vnet, *direction, flow);
+        (access == Access::Deny).then_some((n, name))
+    })
+}
+
+/// The rules that every group has behind its own, both directions, by priority.
+pub fn default_rules() -> Vec<SecurityRule> {
+    use Access::{Allow, Deny};
+    use Direction::{Inbound, Outbound};
+    let rule = |name: &str, priority, direction, access, source: Peers, destination: Peers| SecurityRule {
+        name: name.to_owned(),
+        priority,
+        direction,
+        access,
+        protocol: RuleProtocol::Any,
+        source,
+        source_ports: Vec::new(),
+        destination,
+        destination_ports: Vec::new(),
     };
-    let port = |ranges: &[(u16, u16)], port| ranges.is_empty() || ranges.iter().any(|(a, b)| (*a..=*b).contains(&port));
+    let (vnet, any) = (Peers::VirtualNetwork, Peers::Any);
+    vec![
+        rule("AllowVnetInBound", 65000, Inbound, Allow, vnet.clone(), vnet.clone()),
+        rule(
+            "AllowAzureLoadBalancerInBound",
+            65001,
+            Inbound,
+            Allow,
+            Peers::AzureLoadBalancer,
+            any.clone(),
+        ),
+        rule("DenyAllInBound", 65500, Inbound, Deny, any.clone(), any.clone()),
+        rule("AllowVnetOutBound", 65000, Outbound, Allow, vnet.clone(), vnet),
+        rule(
+            "AllowInternetOutBound",
+            65001,
+            Outbound,
+            Allow,
+            any.clone(),
+            Peers::Internet,
+        ),
+        rule("DenyAllOutBound", 65500, Outbound, Deny, any.clone(), any),
+    ]
+}
+
+fn matches(rule: &SecurityRule, vnet: &[Ipv4Net], flow: &Flow) -> bool {
+    let protocol = rule.protocol.number().is_none_or(|n| n == flow.protocol);
+    // A rule that names ports says nothing about protocols without.
+    let has_ports = [6, 17].contains(&flow.protocol);
+    let port = |ranges: &[(u16, u16)], port| {
+        ranges.is_empty() || has_ports && ranges.iter().any(|(a, b)| (*a..=*b).contains(&port))
+    };
     protocol
         && rule.source.contains(vnet, flow.source)
         && port(&rule.source_ports, flow.source_port)

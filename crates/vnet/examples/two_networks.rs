@@ -51,6 +51,7 @@ fn show() {
                 .collect(),
             kind: NicKind::Machine,
             host_name: Some(format!("m{n}")),
+            ..NicSpec::default()
         };
         VnetSpec {
             key: key.to_owned(),
@@ -58,6 +59,7 @@ fn show() {
             subnets: vec![SubnetSpec {
                 name: "nodes".to_owned(),
                 prefix: "10.1.0.0/16".parse().expect("a prefix"),
+                ..SubnetSpec::default()
             }],
             nics: (1..=MACHINES).map(nic).collect(),
             ..VnetSpec::default()

@@ -17,7 +17,9 @@ use vnet_model::rules::overlap;
 use crate::attach::{self, NetnsRef, Port};
 use crate::converge::{Handles, Scope, converge};
 use crate::join::{join_host, join_vnet, part_strangers, remember_uplink, unplug_strangers};
-use crate::names::{EDGE_LINK, EDGE_TABLE, VNET_TABLE, edge_pin, host_link, nic_link, pins, vnet_of_pin, vnet_pin};
+use crate::names::{
+    EDGE_LINK, EDGE_TABLE, SECURITY_TABLE, VNET_TABLE, edge_pin, host_link, nic_link, pins, vnet_of_pin, vnet_pin,
+};
 use crate::plan::{NamespacePlan, Transit, assign_slots, plan_edge, plan_host, plan_vnet};
 use crate::serve::Servers;
 use crate::{Error, dial, teardown};
@@ -281,8 +283,10 @@ impl Fabric {
         let mut state = self.state.lock();
         let mut out = Vec::new();
         for (key, space) in &mut state.vnets {
-            let counters = space.handles.nft.counters(Family::Ip, VNET_TABLE)?;
-            out.extend(counters.into_iter().map(|c| (key.clone(), c)));
+            for table in [VNET_TABLE, SECURITY_TABLE] {
+                let counters = space.handles.nft.counters(Family::Ip, table)?;
+                out.extend(counters.into_iter().map(|c| (key.clone(), c)));
+            }
         }
         if let Some(edge) = &mut state.edge {
             let counters = edge.handles.nft.counters(Family::Ip, EDGE_TABLE)?;

@@ -11,6 +11,8 @@ pub const EDGE_LINK: &str = "edge";
 pub const VNET_TABLE: &str = "oaks-vnet";
 /// Table of load balancer frontends in a virtual network's namespace.
 pub const BALANCER_TABLE: &str = "oaks-lb";
+/// Table of security groups in a virtual network's namespace.
+pub const SECURITY_TABLE: &str = "oaks-nsg";
 /// Table of the edge's namespace.
 pub const EDGE_TABLE: &str = "oaks-edge";
 /// Links that one request can delete together.

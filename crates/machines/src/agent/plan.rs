@@ -147,6 +147,7 @@ fn vnet_spec(vnet: &VirtualNetwork) -> Result<VnetSpec, String> {
             Ok(SubnetSpec {
                 name: s.name.clone(),
                 prefix: v4(&s.prefix)?,
+                ..SubnetSpec::default()
             })
         })
         .collect::<Result<_, String>>()?;
@@ -209,6 +210,7 @@ fn add_nic(
         ip_configs,
         kind,
         host_name: host_name.map(str::to_owned),
+        ..NicSpec::default()
     });
     Ok(())
 }

@@ -13,7 +13,8 @@
 //! strangers from the uplink are dropped without a word.
 //!
 //! Chains in a virtual network's namespace, by hook and priority (for tables that others install beside ours):
-//! prerouting -150 anti-spoofing, and the cluster mark on packets from group ports; prerouting -110 is left to the
+//! prerouting -150 anti-spoofing, and the cluster mark on packets from group ports; prerouting -140, input -10 and
+//! forward 10 security groups; prerouting -110 is left to the
 //! service proxy, which reads the mark; prerouting -101 refuses frontends without backends; prerouting -100 frontends and
 //! cluster DNS; input 0 protects the namespace's own sockets; postrouting 100 outward translation, 90 is left to the
 //! service proxy.
@@ -28,9 +29,11 @@ use vnet_model::Mac;
 use vnet_model::fabric::EdgeSpec;
 
 mod edge;
+mod security;
 mod vnet;
 
 pub use edge::{edge_side_mac, host_link_macs, plan_edge, plan_host, vnet_side_mac};
+pub use security::DENIED;
 pub use vnet::{SPOOFED, plan_vnet};
 
 /// What a namespace shall hold. Entries on links that are not there yet wait for them.
@@ -78,6 +81,8 @@ impl NamespacePlan {
                 on("net.ipv4.conf.default.rp_filter", "0"),
                 on("net.ipv4.conf.all.send_redirects", "0"),
                 on("net.ipv4.conf.default.send_redirects", "0"),
+                // Every refused caller shall know at once; the kernel's bound on answers in all stays.
+                on("net.ipv4.icmp_ratelimit", "0"),
                 on("net.ipv6.conf.all.disable_ipv6", "1"),
                 on("net.ipv6.conf.default.disable_ipv6", "1"),
             ],

@@ -47,7 +47,11 @@ pub fn plan_vnet(vnet: &VnetSpec, edge: &EdgeSpec, slot: u32) -> NamespacePlan {
         // A port without a rule must not go round between the edge and here.
         plan.refuse(Ipv4Net::from(frontend.address));
     }
-    plan.tables = vec![protection(vnet, outward), balancer(vnet)];
+    plan.tables = vec![
+        protection(vnet, outward),
+        balancer(vnet),
+        super::security::security(vnet),
+    ];
     plan
 }
 

@@ -43,6 +43,7 @@ pub fn nic(key: &str, address: &str) -> NicSpec {
         }],
         kind: NicKind::Machine,
         host_name: Some(key.to_owned()),
+        ..NicSpec::default()
     }
 }
 
@@ -54,6 +55,7 @@ pub fn vnet(key: &str, nics: &[NicSpec]) -> VnetSpec {
         subnets: vec![SubnetSpec {
             name: "nodes".to_owned(),
             prefix: "10.1.0.0/24".parse().unwrap(),
+            ..SubnetSpec::default()
         }],
         nics: nics.to_vec(),
         ..VnetSpec::default()

@@ -1,6 +1,7 @@
 //! Real traffic between fake machines on a host of their own.
 
 mod common;
+mod security;
 
 use std::time::Duration;
 
@@ -451,6 +452,7 @@ fn bad_ranges_are_refused_before_anything_is_made() {
         let subnet = |name: &str, prefix: &str| SubnetSpec {
             name: name.into(),
             prefix: prefix.parse().unwrap(),
+            ..SubnetSpec::default()
         };
         assert_eq!(
             code(&|v| v.subnets.push(subnet("x", "10.1.0.128/25"))),

@@ -1,0 +1,362 @@
+//! Network security groups as machines notice them.
+
+use std::net::{Ipv4Addr, UdpSocket};
+use std::sync::Mutex;
+
+use crate::common::*;
+use vnet::{DENIED, Fabric};
+use vnet_model::fabric::{FabricSpec, SecurityGroupSpec};
+use vnet_model::nsg::{
+    Access, Direction, Flow, Peers, RuleProtocol, SecurityRule, denied_by, parse_peers, parse_ports,
+};
+
+fn rule(priority: u32, direction: Direction, access: Access, from: &str, to: &str, ports: &str) -> SecurityRule {
+    SecurityRule {
+        name: format!("r{priority}"),
+        priority,
+        direction,
+        access,
+        protocol: RuleProtocol::Any,
+        source: parse_peers(&[from]).unwrap(),
+        source_ports: vec![],
+        destination: parse_peers(&[to]).unwrap(),
+        destination_ports: parse_ports(&[ports]).unwrap(),
+    }
+}
+
+fn group(key: &str, rules: &[SecurityRule]) -> SecurityGroupSpec {
+    SecurityGroupSpec {
+        key: key.to_owned(),
+        rules: rules.to_vec(),
+    }
+}
+
+fn denied(answer: Result<String, String>) -> bool {
+    match answer {
+        Ok(_) => false,
+        Err(e) => {
+            assert!(e.contains("No route to host"), "{e}");
+            true
+        }
+    }
+}
+
+fn start(spec: &FabricSpec) -> Fabric {
+    let fabric = Fabric::open("t", RUN).unwrap();
+    fabric.apply(spec).unwrap();
+    fabric
+}
+
+#[test]
+fn both_groups_of_a_way_must_allow_and_rules_meet_new_flows_only() {
+    use Access::{Allow, Deny};
+    use Direction::{Inbound, Outbound};
+    on_a_host(|| {
+        let mut spec = fabric_spec(&[vnet(
+            "v1",
+            &[nic("a", "10.1.0.4"), nic("b", "10.1.0.5"), nic("c", "10.1.0.6")],
+        )]);
+        let fabric = start(&spec);
+        let [a, b, c] = ["a", "b", "c"].map(|n| Machine::boot(&fabric, n));
+        for m in [&a, &b, &c] {
+            m.echo_callers(80);
+            m.echo_callers(81);
+        }
+        let held = b.run(|| std::net::TcpListener::bind("10.1.0.5:90").unwrap());
+        let old = a.run(|| std::net::TcpStream::connect("10.1.0.5:90").unwrap());
+        let (accepted, _) = held.accept().unwrap();
+
+        // The subnet's group holds inside the subnet too; the NIC's holds for its NIC.
+        let v = &mut spec.vnets[0];
+        v.security_groups = vec![
+            group("subnet", &[rule(100, Inbound, Deny, "*", "*", "80")]),
+            group(
+                "b",
+                &[
+                    rule(100, Inbound, Deny, "10.1.0.4", "*", "0-65535"),
+                    rule(200, Outbound, Deny, "*", "10.1.0.6", "*"),
+                ],
+            ),
+        ];
+        v.nics[1].security_group = Some("b".into());
+        fabric.apply(&spec).unwrap();
+        assert!(denied(a.ask("10.1.0.5:80")) && denied(a.ask("10.1.0.5:81")));
+        assert!(denied(b.ask("10.1.0.6:80")), "outbound");
+        assert_eq!(c.ask("10.1.0.5:80").unwrap(), "10.1.0.6");
+        assert_eq!(
+            b.ask("10.1.0.4:80").unwrap(),
+            "10.1.0.5",
+            "answers of an allowed flow pass"
+        );
+        spec.vnets[0].subnets[0].security_group = Some("subnet".into());
+        fabric.apply(&spec).unwrap();
+        assert!(denied(c.ask("10.1.0.5:80")) && denied(b.ask("10.1.0.4:80")));
+        assert_eq!(c.ask("10.1.0.5:81").unwrap(), "10.1.0.6");
+        assert_eq!(b.ask("10.1.0.4:81").unwrap(), "10.1.0.5");
+        assert!(dropped(&fabric, DENIED) >= 2);
+
+        // The old connection lives on; the platform's own are not judged.
+        use std::io::{Read, Write};
+        (&old).write_all(b"x").unwrap();
+        (&accepted).read_exact(&mut [0]).unwrap();
+        let wait = std::time::Duration::from_secs(3);
+        fabric.dial("v1", "10.1.0.5:80".parse().unwrap(), wait).unwrap();
+
+        // In place again after a restart of the platform, and gone with the association.
+        fabric.distrust();
+        assert_eq!(fabric.apply(&spec).unwrap().changes, 0);
+        let v = &mut spec.vnets[0];
+        v.security_groups.clear();
+        (v.subnets[0].security_group, v.nics[1].security_group) = (None, None);
+        fabric.apply(&spec).unwrap();
+        assert_eq!(a.ask("10.1.0.5:80").unwrap(), "10.1.0.4");
+        // Allow as a rule beats a deny behind it.
+        spec.vnets[0].security_groups = vec![group(
+            "b",
+            &[
+                rule(4096, Inbound, Deny, "*", "*", "*"),
+                rule(100, Inbound, Allow, "10.1.0.6", "10.1.0.5", "80"),
+            ],
+        )];
+        spec.vnets[0].nics[1].security_group = Some("b".into());
+        fabric.apply(&spec).unwrap();
+        assert!(denied(a.ask("10.1.0.5:80")) && denied(c.ask("10.1.0.5:81")));
+        assert_eq!(c.ask("10.1.0.5:80").unwrap(), "10.1.0.6");
+    });
+}
+
+#[test]
+fn a_load_balancers_flows_are_judged_before_and_after_translation() {
+    use Access::{Allow, Deny};
+    use Direction::{Inbound, Outbound};
+    on_a_host(|| {
+        let mut v = vnet("v1", &[nic("a", "10.1.0.4"), nic("b", "10.1.0.5")]);
+        v.frontends = vec![frontend("198.19.0.10", 80, &[("10.1.0.5", 8080)])];
+        v.security_groups = vec![group("b", &[])];
+        v.nics[1].security_group = Some("b".into());
+        let mut spec = fabric_spec(&[v]);
+        let fabric = start(&spec);
+        let [a, b] = ["a", "b"].map(|n| Machine::boot(&fabric, n));
+        b.echo_callers(8080);
+        assert_eq!(a.ask("198.19.0.10:80").unwrap(), "10.1.0.4", "inside the network");
+        assert!(
+            denied(ask("198.19.0.10:80")),
+            "from outside nothing is allowed by default"
+        );
+        spec.vnets[0].security_groups[0]
+            .rules
+            .push(rule(100, Inbound, Allow, "Internet", "10.1.0.5", "8080"));
+        fabric.apply(&spec).unwrap();
+        assert_eq!(ask("198.19.0.10:80").unwrap(), "100.127.192.1");
+        // Outbound sees the frontend, not the backend.
+        spec.vnets[0]
+            .security_groups
+            .push(group("a", &[rule(100, Outbound, Deny, "*", "198.19.0.10", "80")]));
+        spec.vnets[0].nics[0].security_group = Some("a".into());
+        fabric.apply(&spec).unwrap();
+        assert!(denied(a.ask("198.19.0.10:80")));
+        assert_eq!(a.ask("10.1.0.5:8080").unwrap(), "10.1.0.4");
+        spec.vnets[0].security_groups[1].rules = vec![rule(100, Outbound, Deny, "*", "10.1.0.5", "*")];
+        fabric.apply(&spec).unwrap();
+        assert_eq!(a.ask("198.19.0.10:80").unwrap(), "10.1.0.4");
+        assert!(denied(a.ask("10.1.0.5:8080")));
+    });
+}
+
+/// A small generator, so that a seed says everything.
+struct Dice(u64);
+
+impl Dice {
+    fn below(&mut self, n: u64) -> u64 {
+        self.0 = self
+            .0
+            .wrapping_mul(6364136223846793005)
+            .wrapping_add(1442695040888963407);
+        (self.0 >> 33) % n
+    }
+
+    fn one_of<T: Clone>(&mut self, choices: &[T]) -> T {
+        choices[self.below(choices.len() as u64) as usize].clone()
+    }
+}
+
+const PORTS: [u16; 5] = [53, 80, 443, 1000, 2000];
+
+fn random_rules(dice: &mut Dice) -> Vec<SecurityRule> {
+    let peers = |dice: &mut Dice| match dice.below(5) {
+        0 => Peers::Any,
+        1 => dice.one_of(&[Peers::VirtualNetwork, Peers::Internet, Peers::AzureLoadBalancer]),
+        _ => {
+            let texts = [
+                "10.1.0.4",
+                "10.1.0.5",
+                "10.1.0.4/31",
+                "10.1.0.0/24",
+                "10.1.1.0/24",
+                "10.1.0.0/16",
+                "0.0.0.0/0",
+            ];
+            let many: Vec<&str> = (0..=dice.below(3)).map(|_| dice.one_of(&texts)).collect();
+            parse_peers(&many).unwrap()
+        }
+    };
+    let ports = |dice: &mut Dice| {
+        let texts = ["53", "80", "443", "70-90", "80-1000", "1000-3000", "0-52", "2000"];
+        let many: Vec<&str> = (0..dice.below(4)).map(|_| dice.one_of(&texts)).collect();
+        parse_ports(&many).unwrap()
+    };
+    (0..dice.below(12))
+        .map(|n| SecurityRule {
+            name: format!("r{n}"),
+            priority: 100 + (n as u32) * 7,
+            direction: dice.one_of(&[Direction::Inbound, Direction::Outbound]),
+            access: dice.one_of(&[Access::Allow, Access::Deny]),
+            protocol: dice.one_of(&[
+                RuleProtocol::Any,
+                RuleProtocol::Udp,
+                RuleProtocol::Udp,
+                RuleProtocol::Tcp,
+            ]),
+            source: peers(dice),
+            source_ports: ports(dice),
+            destination: peers(dice),
+            destination_ports: ports(dice),
+        })
+        .collect()
+}
+
+#[test]
+fn the_kernel_agrees_with_the_evaluator_on_random_rules_and_packets() {
+    on_a_host(|| {
+        let keys = ["a", "b", "c", "d"];
+        let addresses = ["10.1.0.4", "10.1.0.5", "10.1.1.4", "10.1.1.5"].map(ip);
+        let mut v = vnet("v1", &[]);
+        v.subnets.push(vnet_model::fabric::SubnetSpec {
+            name: "more".into(),
+            prefix: "10.1.1.0/24".parse().unwrap(),
+            ..Default::default()
+        });
+        for (key, address) in keys.iter().zip(addresses) {
+            let mut nic = nic(key, &address.to_string());
+            nic.subnet = if address.octets()[2] == 0 { "nodes" } else { "more" }.into();
+            v.nics.push(nic);
+        }
+        let mut spec = fabric_spec(&[v]);
+        let fabric = start(&spec);
+        let machines = keys.map(|n| Machine::boot(&fabric, n));
+        let listeners: Vec<Vec<UdpSocket>> = machines
+            .iter()
+            .map(|m| {
+                let open = |p: &u16| {
+                    let socket = UdpSocket::bind(("0.0.0.0", *p)).unwrap();
+                    socket.set_nonblocking(true).unwrap();
+                    socket
+                };
+                m.run(|| PORTS.iter().map(open).collect())
+            })
+            .collect();
+        let arrived = Mutex::new(std::collections::BTreeSet::new());
+        let collect = || {
+            for socket in listeners.iter().flatten() {
+                let mut buffer = [0; 4];
+                while let Ok(4) = socket.recv(&mut buffer) {
+                    arrived.lock().unwrap().insert(u32::from_be_bytes(buffer));
+                }
+            }
+            arrived.lock().unwrap().len()
+        };
+        for seed in 0..12 {
+            let dice = &mut Dice(seed);
+            let v = &mut spec.vnets[0];
+            v.security_groups = (0..4).map(|n| group(&format!("g{n}"), &random_rules(dice))).collect();
+            let pick = |dice: &mut Dice| match dice.below(5) {
+                4 => None,
+                n => Some(format!("g{n}")),
+            };
+            v.subnets.iter_mut().for_each(|s| s.security_group = pick(dice));
+            v.nics.iter_mut().for_each(|n| n.security_group = pick(dice));
+            fabric.apply(&spec).unwrap();
+            // Flows that were let through must not count as old ones.
+            let ns = linux::netns::open(&fabric.vnet_netns("v1")).unwrap();
+            linux::conntrack::Conntrack::open_in(&ns)
+                .unwrap()
+                .forget(&addresses.into())
+                .unwrap();
+            arrived.lock().unwrap().clear();
+            let before = dropped(&fabric, DENIED);
+            let v = &spec.vnets[0];
+            let rules = |key: &str| v.security_group(key).unwrap().rules.as_slice();
+            let mut wanted = std::collections::BTreeSet::new();
+            let mut total = 0;
+            for (from, machine) in machines.iter().enumerate() {
+                let sends: Vec<(usize, u16, u16)> = (0..24)
+                    .map(|_| {
+                        (
+                            dice.below(4) as usize,
+                            dice.one_of(&PORTS),
+                            5000 + total as u16 + dice.below(9000) as u16,
+                        )
+                    })
+                    .filter(|(to, ..)| *to != from)
+                    .collect();
+                let mut seen = std::collections::BTreeSet::new();
+                let sends: Vec<_> = sends.into_iter().filter(|s| seen.insert(*s)).collect();
+                for (to, port, source_port) in sends {
+                    let flow = Flow {
+                        protocol: 17,
+                        source: addresses[from],
+                        source_port,
+                        destination: addresses[to],
+                        destination_port: port,
+                    };
+                    let of = |n: usize, direction| {
+                        let nic = &v.nics[n];
+                        let subnet = v.subnet(&nic.subnet).unwrap().security_group.as_deref();
+                        subnet
+                            .into_iter()
+                            .chain(nic.security_group.as_deref())
+                            .map(|key| (direction, rules(key)))
+                            .collect::<Vec<_>>()
+                    };
+                    let way = [of(from, Direction::Outbound), of(to, Direction::Inbound)].concat();
+                    let id: u32 = total;
+                    total += 1;
+                    if denied_by(&way, &v.tagged_ranges(), &flow).is_none() {
+                        wanted.insert(id);
+                    }
+                    machine.run(|| {
+                        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, source_port)).unwrap();
+                        socket.send_to(&id.to_be_bytes(), (addresses[to], port)).unwrap();
+                    });
+                }
+            }
+            wait_for("every packet to arrive or to be denied", || {
+                (dropped(&fabric, DENIED) - before) as usize + collect() >= total as usize
+            });
+            assert_eq!(*arrived.lock().unwrap(), wanted, "seed {seed}: {:#?}", spec.vnets[0]);
+            assert!(!wanted.is_empty() || seed > 0);
+        }
+    });
+}
+
+#[test]
+fn a_group_that_is_not_there_or_not_valid_is_refused_and_leaves_nothing_open() {
+    on_a_host(|| {
+        let mut v = vnet("v1", &[nic("a", "10.1.0.4"), nic("b", "10.1.0.5")]);
+        v.nics[1].security_group = Some("absent".into());
+        let fabric = Fabric::open("t", RUN).unwrap();
+        let refused = fabric.apply(&fabric_spec(&[v.clone()])).unwrap_err();
+        assert!(matches!(&refused, vnet::Error::Spec(e) if e.code() == "InvalidResourceReference"));
+        // Without the others' mistakes the NIC is left out, not left open.
+        let (good, errors) = fabric_spec(&[v.clone()]).without_mistakes();
+        assert_eq!((good.vnets[0].nics.len(), errors.len()), (1, 1));
+        v.nics[1].security_group = None;
+        let twice = rule(100, Direction::Inbound, Access::Deny, "*", "*", "*");
+        v.security_groups = vec![group("g", &[twice.clone(), twice])];
+        let refused = fabric.apply(&fabric_spec(&[v])).unwrap_err();
+        assert!(
+            matches!(&refused, vnet::Error::Spec(e) if e.code() == "SecurityRuleConflict"),
+            "{refused:?}"
+        );
+    });
+}
