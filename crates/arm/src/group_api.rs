@@ -114,7 +114,7 @@ async fn put(app: &App, request: &Request, group: &str) -> Answer<Reply> {
                 }
                 old.spec.body = body.clone();
                 app.home
-                    .update(PLURAL, &old.name().to_owned(), &old)
+                    .update(PLURAL, old.name(), &old)
                     .await
                     .map(|o| (o, StatusCode::OK))
             }
@@ -140,11 +140,7 @@ async fn patch(app: &App, request: &Request, group: &str) -> Answer<Reply> {
             object.spec.body["tags"] = tags.clone();
         }
         validate::tags(&object.spec.body)?;
-        match app
-            .home
-            .update::<ArmObject>(PLURAL, &object.name().to_owned(), &object)
-            .await
-        {
+        match app.home.update::<ArmObject>(PLURAL, object.name(), &object).await {
             Ok(object) => return Ok(Reply::ok(view(&object))),
             Err(e) if e.is_conflict() => {}
             Err(e) => return Err(e.into()),

@@ -79,7 +79,7 @@ pub(crate) fn location(app: &App, reply: Reply, name: &str) -> Reply {
 }
 
 enum State {
-    Running(Option<ArmObject>),
+    Running(Option<Box<ArmObject>>),
     Succeeded,
     Failed(ArmError),
 }
@@ -113,7 +113,7 @@ async fn load(app: &App, name: &str) -> Answer<(Operation, State)> {
             code: "OperationPreempted".into(),
             message: "The resource was deleted before the operation was done.".into(),
         }),
-        (Settled::Running(o), _) | (Settled::Done(o), true) => State::Running(Some(o)),
+        (Settled::Running(o), _) | (Settled::Done(o), true) => State::Running(Some(Box::new(o))),
         (Settled::Done(o), false) => match o.state() {
             "Succeeded" => State::Succeeded,
             _ => State::Failed(o.status.and_then(|s| s.error).unwrap_or_else(|| ArmError {

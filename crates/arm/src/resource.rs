@@ -190,7 +190,7 @@ async fn put(app: &App, request: &Request, id: &ArmId, kind: &'static ResourceTy
         let written = match old {
             Some(mut o) => {
                 o.spec.body = body;
-                app.home.update(plural, &o.name().to_owned(), &o).await
+                app.home.update(plural, o.name(), &o).await
             }
             None => {
                 let spec = ArmSpec {
@@ -345,7 +345,7 @@ async fn patch(app: &App, request: &Request, id: &ArmId, kind: &'static Resource
             object.spec.body["tags"] = tags.clone();
         }
         validate::tags(&object.spec.body)?;
-        match app.home.update(plural, &object.name().to_owned(), &object).await {
+        match app.home.update(plural, object.name(), &object).await {
             Ok(written) => return changed(app, id, kind, written, StatusCode::OK, "PATCH").await,
             Err(e) if e.is_conflict() => {}
             Err(e) => return Err(e.into()),
@@ -399,7 +399,7 @@ async fn delete(app: &App, request: &Request, id: &ArmId, kind: &'static Resourc
                     Some(&old),
                     &world,
                 )?;
-                match app.home.update(plural, &object.name().to_owned(), &object).await {
+                match app.home.update(plural, object.name(), &object).await {
                     Ok(written) => return child_deleted(app, id, kind, written).await,
                     Err(e) if e.is_conflict() => {}
                     Err(e) if e.is_not_found() => return Ok(Reply::empty(StatusCode::NO_CONTENT)),

@@ -37,6 +37,16 @@ async fn main() -> anyhow::Result<()> {
         println!("az {}", command.join(" "));
     }
     tokio::signal::ctrl_c().await?;
+    let machines = platform
+        .home
+        .list::<resources::Machine>(None, &Default::default())
+        .await?
+        .items
+        .len();
+    println!(
+        "# ends with {machines} machines in {} hosted clusters",
+        platform.control_planes.count()
+    );
     platform.stop().await;
     Ok(())
 }

@@ -328,7 +328,7 @@ async fn load_balancer_services_get_addresses_and_the_virtual_node_joins() {
     let got = w.finish(Method::PUT, &aks("rg", "c1"), body).await;
     assert_eq!(got.state(), "Succeeded", "{:?}", got.body);
     assert!(got.body["properties"]["addonProfiles"]["aciConnectorLinux"]["identity"]["objectId"].is_string());
-    let name = resources::object_name(&World::url(&aks("rg", "c1")).split('?').next().unwrap().to_owned());
+    let name = resources::object_name(World::url(&aks("rg", "c1")).split('?').next().unwrap());
     let hosted = managed_cluster::ControlPlanes::client(&*w.platform.control_planes, &name)
         .unwrap()
         .0;

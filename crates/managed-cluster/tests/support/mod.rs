@@ -34,6 +34,11 @@ pub struct LocalControlPlanes {
 }
 
 impl LocalControlPlanes {
+    /// Hosted clusters that run.
+    pub fn count(&self) -> usize {
+        self.running.lock().unwrap().len()
+    }
+
     fn cluster(&self, name: &str) -> Result<Arc<apiserver::Cluster>, ControlPlaneError> {
         self.api.cluster(name).ok_or_else(|| failed(name, "does not run"))
     }
