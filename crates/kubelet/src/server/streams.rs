@@ -241,7 +241,10 @@ async fn talk(io: Upgraded, session: ExecSession, protocol: Protocol) {
         message.extend_from_slice(status.to_string().as_bytes());
         let _ = tx.send(Message::Binary(message.into())).await;
         // Clients (gorilla's WebSocket) take an end without the normal code for a broken stream.
-        let normal = CloseFrame { code: CloseCode::Normal, reason: "".into() };
+        let normal = CloseFrame {
+            code: CloseCode::Normal,
+            reason: "".into(),
+        };
         let _ = tx.send(Message::Close(Some(normal))).await;
     };
     let send = async move {
