@@ -144,7 +144,7 @@ impl Groups {
             }
         };
         let records = self.records.run();
-        let _ = shutdown.or_stop(async { tokio::join!(beat, records) }).await;
+        let _ = shutdown.or_stop(Box::pin(async { tokio::join!(beat, records) })).await;
     }
 
     /// Usage records: open segments and the newest closed ones.

@@ -67,7 +67,7 @@ enum Entry {
         id: String,
         at_ns: u64,
         cause: String,
-        subject: Subject,
+        subject: Box<Subject>,
     },
     #[serde(rename_all = "camelCase")]
     Close {
@@ -251,7 +251,7 @@ impl Meter {
             id: id.clone(),
             at_ns,
             cause: cause.into(),
-            subject: subject.clone(),
+            subject: Box::new(subject.clone()),
         };
         self.append(&mut s, &entry)?;
         s.replay(entry);
@@ -401,7 +401,7 @@ impl State {
                         id,
                         start_ns: at_ns,
                         since: None,
-                        subject,
+                        subject: *subject,
                         cause,
                     },
                 );

@@ -64,8 +64,8 @@ impl Env {
 struct Refs<'a> {
     api: &'a dyn NodeApi,
     namespace: &'a str,
-    maps: HashMap<String, Option<Arc<Vec<(String, Vec<u8>)>>>>,
-    secrets: HashMap<String, Option<Arc<Vec<(String, Vec<u8>)>>>>,
+    maps: HashMap<String, Option<Data>>,
+    secrets: HashMap<String, Option<Data>>,
 }
 
 type Data = Arc<Vec<(String, Vec<u8>)>>;

@@ -118,8 +118,11 @@ impl Events {
     }
 }
 
+/// Namespace, name, count and last time of an event that is written.
+type Sent = (String, String, i32, Timestamp);
+
 async fn send(api: Arc<dyn NodeApi>, node: String, mut rx: mpsc::Receiver<Raised>) {
-    let mut sent: HashMap<(String, String, String), (String, String, i32, Timestamp)> = HashMap::new();
+    let mut sent: HashMap<(String, String, String), Sent> = HashMap::new();
     while let Some(e) = rx.recv().await {
         let key = (
             format!(

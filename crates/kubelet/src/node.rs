@@ -35,7 +35,7 @@ const RETRY_MAX: Duration = Duration::from_secs(5);
 
 /// Registers the node, then keeps its status, until shutdown.
 pub async fn run(core: Arc<Core>, shutdown: Shutdown) {
-    if shutdown.or_stop(register(&core)).await.is_none() {
+    if shutdown.or_stop(Box::pin(register(&core))).await.is_none() {
         return;
     }
     core.events
@@ -62,7 +62,7 @@ pub async fn run(core: Arc<Core>, shutdown: Shutdown) {
                 }
                 Some(Err(ApiError::NotFound { .. })) => {
                     // Somebody deleted the node under the agent: it is still here, so it says so again.
-                    if shutdown.or_stop(register(&core)).await.is_none() {
+                    if shutdown.or_stop(Box::pin(register(&core))).await.is_none() {
                         return;
                     }
                     last = None;

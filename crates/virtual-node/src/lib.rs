@@ -82,7 +82,7 @@ impl VirtualNode {
 
     /// Registers the node and runs its pods until shutdown; groups go on running and are adopted by the next agent.
     pub async fn run(&self, shutdown: Shutdown) {
-        tokio::join!(self.kubelet.run(shutdown.clone()), self.groups.run(shutdown));
+        tokio::join!(Box::pin(self.kubelet.run(shutdown.clone())), self.groups.run(shutdown));
     }
 
     /// Serves logs, exec and stats on a listener that the caller made inside the virtual network's namespace.

@@ -1,6 +1,10 @@
 //! Starting one container: image, environment, mounts, security, create, start, postStart.
 
-use std::{fs, io, path::PathBuf, sync::Arc};
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use k8s_openapi::api::core::v1::{Capabilities, Container, SecurityContext};
 use sandbox::{ContainerConfig, ImageStatus, Mount, SandboxStatus, Seccomp, Security};
@@ -15,7 +19,7 @@ use crate::{
     pod::{
         hooks,
         plan::{IMAGE, Waiting},
-        view::{Kind, Member, PodView, container_resources},
+        view::{Member, PodView, container_resources},
         worker::{Note, Notes},
     },
 };
@@ -94,13 +98,8 @@ impl Start {
                 });
             }
         };
-        core.events.pod(
-            view,
-            Some(m.name()),
-            Level::Normal,
-            "Created",
-            format!("Container created"),
-        );
+        core.events
+            .pod(view, Some(m.name()), Level::Normal, "Created", "Container created");
         if self.cancel.is_cancelled() {
             let _ = self.notes.send(Note::Container(id)).await;
             return Ok(());
@@ -238,7 +237,7 @@ impl Start {
                 readonly: m.read_only == Some(true) || content_is_read_only(view, &m.name),
             });
         }
-        let has = |out: &[Mount], path: &str| out.iter().any(|m| m.container_path == PathBuf::from(path));
+        let has = |out: &[Mount], path: &str| out.iter().any(|m| m.container_path == Path::new(path));
         if !has(&out, "/etc/hosts") {
             let host_path = core.volumes.pod_dir(&view.uid).join("etc-hosts");
             out.push(Mount {
@@ -279,7 +278,7 @@ pub fn termination_file(core: &Core, uid: &str, container: &str, attempt: u32) -
         .join(format!("{attempt}.termination-log"))
 }
 
-fn prepare_file(path: &std::path::Path) -> io::Result<()> {
+fn prepare_file(path: &Path) -> io::Result<()> {
     use std::os::unix::fs::PermissionsExt;
     if let Some(dir) = path.parent() {
         fs::create_dir_all(dir)?;
@@ -349,9 +348,4 @@ fn non_root(s: &Security, image: &ImageStatus) -> Result<(), String> {
             image.username
         )),
     }
-}
-
-/// True for containers whose end the pod waits for.
-pub fn is_init(m: &Member) -> bool {
-    m.kind == Kind::Init
 }

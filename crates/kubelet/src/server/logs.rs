@@ -240,7 +240,13 @@ async fn copy<F: Future<Output = bool>>(
 
 /// Appends one line as the client sees it; true if its text goes on in the next.
 fn push(line: &[u8], options: &Options, begins: bool, out: &mut Vec<u8>) -> bool {
-    let Some((time, stream, partial, text)) = parse(line) else {
+    let Some(Parts {
+        time,
+        stream,
+        partial,
+        text,
+    }) = parse(line)
+    else {
         out.extend_from_slice(line);
         return false;
     };
@@ -266,8 +272,15 @@ fn push(line: &[u8], options: &Options, begins: bool, out: &mut Vec<u8>) -> bool
     partial
 }
 
-/// Time, stream, whether it is partial, text without the line's end.
-fn parse(line: &[u8]) -> Option<(&[u8], &[u8], bool, &[u8])> {
+struct Parts<'a> {
+    time: &'a [u8],
+    stream: &'a [u8],
+    partial: bool,
+    /// Without the line's end.
+    text: &'a [u8],
+}
+
+fn parse(line: &[u8]) -> Option<Parts<'_>> {
     let line = line.strip_suffix(b"\n").unwrap_or(line);
     let mut parts = line.splitn(4, |b| *b == b' ');
     let (time, stream, tag, text) = (
@@ -279,7 +292,12 @@ fn parse(line: &[u8]) -> Option<(&[u8], &[u8], bool, &[u8])> {
     if !matches!(stream, b"stdout" | b"stderr") {
         return None;
     }
-    Some((time, stream, tag.first() == Some(&b'P'), text))
+    Some(Parts {
+        time,
+        stream,
+        partial: tag.first() == Some(&b'P'),
+        text,
+    })
 }
 
 /// Offset of the last `n` lines, read backwards in blocks.

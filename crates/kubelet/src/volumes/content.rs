@@ -50,12 +50,15 @@ pub enum ContentError {
 
 type Data = Arc<Vec<(String, Vec<u8>)>>;
 
+/// Kind, namespace, name.
+type ObjectKey = (&'static str, String, String);
+
 /// Objects and tokens that volumes were filled from. Refreshes of many pods share one read per object and interval; a
 /// pod that starts always reads anew.
 pub struct Sources {
     api: Arc<dyn NodeApi>,
     age_max: Duration,
-    objects: Mutex<HashMap<(&'static str, String, String), (Instant, Option<Data>)>>,
+    objects: Mutex<HashMap<ObjectKey, (Instant, Option<Data>)>>,
     tokens: Mutex<HashMap<TokenAsk, (Timestamp, BoundToken)>>,
 }
 

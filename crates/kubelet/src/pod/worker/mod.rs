@@ -52,6 +52,8 @@ pub enum Note {
 }
 
 pub type Notes = mpsc::Sender<Note>;
+/// Container id and what its probes say.
+type Verdict = (String, Probed);
 
 /// What others may see of a worker, kept current by it.
 #[derive(Default)]
@@ -89,7 +91,7 @@ pub struct Worker {
     cancels: HashMap<Key, CancellationToken>,
     running: JoinSet<(Key, Outcome)>,
     notes: (Notes, mpsc::Receiver<Note>),
-    verdicts: (mpsc::Sender<(String, Probed)>, mpsc::Receiver<(String, Probed)>),
+    verdicts: (mpsc::Sender<Verdict>, mpsc::Receiver<Verdict>),
     last: PodStatus,
     writer: Writer,
     stop_grace_s: Option<i64>,
@@ -511,7 +513,7 @@ impl Worker {
                 .collect()
         };
         let urgent = next.phase != self.last.phase && next.phase.as_deref() != Some("Pending")
-            || ready(&next) != ready(&self.last) && ready(&self.last) != ""
+            || ready(&next) != ready(&self.last) && !ready(&self.last).is_empty()
             || reasons(&next) != reasons(&self.last)
             || self.view.deleting();
         let backing_off = plan.waiting.iter().filter(|(_, w)| w.reason == "CrashLoopBackOff");
