@@ -41,7 +41,7 @@ async fn world() -> World {
         .unwrap();
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let api_port = listener.local_addr().unwrap().port();
-    let _ = cluster.serve(listener);
+    drop(cluster.serve(listener));
     let admin = Client::local(cluster.local_service(UserInfo::admin("test")));
     // What the controllers would make.
     let mut account = ServiceAccount::default();
