@@ -266,6 +266,7 @@ async fn a_cluster_lives_and_everything_goes_with_it() {
     assert_eq!((got.status, got.code()), (StatusCode::CONFLICT, "OperationNotAllowed"));
     let got = w.finish(Method::DELETE, "resourcegroups/rg", Value::Null).await;
     assert!(got.status.is_success(), "{:?}", got.body);
+    assert_eq!(w.platform.control_planes.count(), 0);
     assert_eq!(
         home.list::<ResourceGroup>(None, &Default::default())
             .await
