@@ -11,6 +11,7 @@ pub mod openapi;
 pub mod patch;
 pub mod quantity;
 pub mod selector;
+pub mod ssa;
 pub mod status;
 pub mod table;
 pub mod time;

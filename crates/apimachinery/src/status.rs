@@ -159,6 +159,27 @@ impl Status {
         Status::conflict(resource, name, why)
     }
 
+    /// The conflict of an apply; `causes` are pairs of message and field.
+    pub fn apply_conflict(message: &str, causes: Vec<(String, String)>) -> Status {
+        let causes = causes
+            .into_iter()
+            .map(|(message, field)| Cause {
+                reason: "FieldManagerConflict".into(),
+                message,
+                field,
+            })
+            .collect();
+        Status::failure(409, "Conflict", message.into()).about(Details {
+            causes,
+            ..Details::default()
+        })
+    }
+
+    /// 500 without a reason: what upstream answers for errors it has no status for.
+    pub fn untyped(message: &str) -> Status {
+        Status::failure(500, "", message.into())
+    }
+
     pub fn invalid(kind: &Gvk, name: &str, errors: &[FieldError]) -> Status {
         let mut seen = Vec::new();
         for error in errors {
