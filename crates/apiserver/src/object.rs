@@ -74,7 +74,7 @@ impl Encoded {
         let splice = out.len();
         let mut first = true;
         for (key, value) in root.get("metadata").and_then(Value::as_object).unwrap_or(&empty) {
-            if key == "resourceVersion" || key == "selfLink" || key == "managedFields" {
+            if key == "resourceVersion" || key == "selfLink" {
                 continue;
             }
             if !first {

@@ -32,7 +32,8 @@ pub fn has_generation(info: &ResourceInfo) -> bool {
         )
 }
 
-fn has_status(served: &Served) -> bool {
+/// Whether status changes through a subresource only.
+pub fn has_status(served: &Served) -> bool {
     served.info.subresource("status").is_some()
 }
 
@@ -213,7 +214,6 @@ fn keep_metadata(old: &Value, new: &mut Value) {
         };
     }
     metadata.remove("selfLink");
-    metadata.remove("managedFields");
 }
 
 /// Counts a generation if anything but metadata and status changed.

@@ -51,15 +51,6 @@ async fn objects_live_and_die() {
         .call("PATCH", &format!("{MAPS}/a"), "application/json-patch+json", json_patch)
         .await;
     assert_eq!((code, &patched["data"]["z"]), (200, &json!("1")));
-    let (code, refused) = api
-        .call("PATCH", &format!("{MAPS}/a"), "application/apply-patch+yaml", "a: b")
-        .await;
-    assert_eq!(code, 415);
-    assert!(
-        refused["message"].as_str().unwrap().contains("server-side apply"),
-        "{refused}"
-    );
-
     let uid = json!({"preconditions": {"uid": "other"}});
     let (code, _) = api
         .call("DELETE", &format!("{MAPS}/a"), "application/json", uid.to_string())

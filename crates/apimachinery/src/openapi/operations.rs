@@ -49,8 +49,13 @@ const PATCHES: &[&str] = &[
     "application/json-patch+json",
     "application/merge-patch+json",
     "application/strategic-merge-patch+json",
+    "application/apply-patch+yaml",
 ];
-const CUSTOM_PATCHES: &[&str] = &["application/json-patch+json", "application/merge-patch+json"];
+const CUSTOM_PATCHES: &[&str] = &[
+    "application/json-patch+json",
+    "application/merge-patch+json",
+    "application/apply-patch+yaml",
+];
 
 type Query = &'static [(&'static str, &'static str)];
 const PRETTY: Query = &[("pretty", "string")];

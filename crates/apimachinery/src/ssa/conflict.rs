@@ -49,7 +49,11 @@ impl ApplyError {
 
 fn message(conflicts: &[Conflict]) -> String {
     if let [one] = conflicts {
-        return format!("Apply failed with 1 conflict: conflict with {}: {}", one.manager, one.field());
+        return format!(
+            "Apply failed with 1 conflict: conflict with {}: {}",
+            one.manager,
+            one.field()
+        );
     }
     let mut out = format!("Apply failed with {} conflicts: ", conflicts.len());
     let mut last = None;

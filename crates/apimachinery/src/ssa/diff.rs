@@ -43,7 +43,13 @@ struct Found {
 
 /// Compares two objects of one shape. An absent object is an empty one.
 pub(super) fn compare(table: &TypeTable, shape: Shape<'_>, old: Option<&Value>, new: Option<&Value>) -> Diff {
-    place(table, shape, old.map_or(Side::Zero, Side::Is), new.map_or(Side::Zero, Side::Is)).below
+    place(
+        table,
+        shape,
+        old.map_or(Side::Zero, Side::Is),
+        new.map_or(Side::Zero, Side::Is),
+    )
+    .below
 }
 
 fn place(table: &TypeTable, shape: Shape<'_>, old: Side<'_>, new: Side<'_>) -> Found {
@@ -94,9 +100,8 @@ fn place(table: &TypeTable, shape: Shape<'_>, old: Side<'_>, new: Side<'_>) -> F
 fn get<'a>(side: Side<'a>, name: &str, field: Option<&Field>) -> Side<'a> {
     let by_value = || field.is_some_and(|f| f.proto.is_some() && !f.pointer && matches!(f.ty, Ty::Object(_)));
     // Lists that are never left out are null there where they have no items.
-    let no_omit = || {
-        field.is_some_and(|f| f.proto.is_some() && !f.omitempty && matches!(f.ty, Ty::List(_) | Ty::Map(_)))
-    };
+    let no_omit =
+        || field.is_some_and(|f| f.proto.is_some() && !f.omitempty && matches!(f.ty, Ty::List(_) | Ty::Map(_)));
     match side {
         Side::Absent => Side::Absent,
         Side::Is(Value::Object(map)) => match map.get(name) {

@@ -158,10 +158,7 @@ pub fn object_name(gvk: &Gvk, config: &Value) -> String {
 
 fn without_last_applied(config: &Value) -> Value {
     let mut config = config.clone();
-    if let Some(annotations) = config["metadata"]
-        .get_mut("annotations")
-        .and_then(Value::as_object_mut)
-    {
+    if let Some(annotations) = config["metadata"].get_mut("annotations").and_then(Value::as_object_mut) {
         annotations.remove(LAST_APPLIED);
     }
     config

@@ -93,7 +93,10 @@ fn an_applier_owns_what_it_names_and_loses_what_it_drops() {
     // Co-owners keep a value alive.
     w.apply("b", map(json!({"x": "1"})), false).unwrap();
     w.apply("a", map(json!({})), false).unwrap();
-    assert_eq!((&w.object()["data"], w.owned("b")), (&json!({"x": "1"}), json!({"f:data": {"f:x": {}}})));
+    assert_eq!(
+        (&w.object()["data"], w.owned("b")),
+        (&json!({"x": "1"}), json!({"f:data": {"f:x": {}}}))
+    );
     w.apply("b", map(json!({})), false).unwrap();
     assert_eq!(w.object()["data"].as_object().map_or(0, |d| d.len()), 0);
 }
@@ -104,29 +107,40 @@ fn a_field_of_someone_else_is_a_conflict_unless_forced() {
     w.update("editor", |o| *o = map(json!({"x": "1", "y": "1"})));
     assert_eq!(w.owned("editor"), json!({"f:data": {".": {}, "f:x": {}, "f:y": {}}}));
     let refused = w.apply("a", map(json!({"x": "2"})), false).unwrap_err();
-    assert_eq!(refused, "Apply failed with 1 conflict: conflict with \"editor\" using v1: .data.x");
+    assert_eq!(
+        refused,
+        "Apply failed with 1 conflict: conflict with \"editor\" using v1: .data.x"
+    );
     let refused = w.apply("a", map(json!({"x": "2", "y": "2"})), false).unwrap_err();
     assert_eq!(
         refused,
         "Apply failed with 2 conflicts: conflicts with \"editor\" using v1:\n- .data.x\n- .data.y"
     );
-    w.apply("a", map(json!({"x": "1"})), false).expect("the same value is shared");
+    w.apply("a", map(json!({"x": "1"})), false)
+        .expect("the same value is shared");
     w.apply("a", map(json!({"x": "2"})), true).unwrap();
     assert_eq!(w.owned("editor"), json!({"f:data": {".": {}, "f:y": {}}}));
     assert_eq!(w.object()["data"], json!({"x": "2", "y": "1"}));
     // A write takes ownership back without asking.
     w.update("editor", |o| o["data"]["x"] = "3".into());
-    assert_eq!((w.owned("a"), w.owned("editor")), (
-        Value::Null,
-        json!({"f:data": {".": {}, "f:x": {}, "f:y": {}}}),
-    ));
+    assert_eq!(
+        (w.owned("a"), w.owned("editor")),
+        (Value::Null, json!({"f:data": {".": {}, "f:x": {}, "f:y": {}}}),)
+    );
 }
 
 #[test]
 fn conflicts_answer_as_upstream() {
     let mut w = world("", "ConfigMap");
     w.update("editor", |o| *o = map(json!({"x": "1"})));
-    let error = apply(&w.table, &w.gvk, w.object.as_ref(), &map(json!({"x": "2"})), &writer("a", T0), false);
+    let error = apply(
+        &w.table,
+        &w.gvk,
+        w.object.as_ref(),
+        &map(json!({"x": "2"})),
+        &writer("a", T0),
+        false,
+    );
     assert_eq!(
         error.unwrap_err().to_status().to_value(),
         json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "code": 409,
@@ -165,7 +179,10 @@ fn lists_by_key_merge_by_item_with_default_keys() {
     w.apply("b", deployment(json!([{"name": "a"}])), false).unwrap();
     let containers = w.object()["spec"]["template"]["spec"]["containers"].as_array().unwrap();
     assert_eq!(containers.len(), 1);
-    assert_eq!(containers[0]["ports"], json!([{"containerPort": 80, "protocol": "TCP"}]));
+    assert_eq!(
+        containers[0]["ports"],
+        json!([{"containerPort": 80, "protocol": "TCP"}])
+    );
     let twice = json!([{"name": "a"}, {"name": "a"}]);
     assert_eq!(
         w.apply("b", deployment(twice), false).unwrap_err(),
@@ -177,16 +194,24 @@ fn lists_by_key_merge_by_item_with_default_keys() {
 #[test]
 fn defaults_and_unowned_items_survive_a_prune() {
     let mut w = world("apps", "Deployment");
-    w.apply("a", deployment(json!([{"name": "a", "image": "i"}, {"name": "z", "image": "i"}])), false)
-        .unwrap();
+    w.apply(
+        "a",
+        deployment(json!([{"name": "a", "image": "i"}, {"name": "z", "image": "i"}])),
+        false,
+    )
+    .unwrap();
     let object = w.object.as_mut().unwrap();
     object["spec"]["replicas"] = 1.into();
     object["spec"]["template"]["spec"]["dnsPolicy"] = "ClusterFirst".into();
     w.update("scaler", |o| o["spec"]["replicas"] = 3.into());
     assert_eq!(w.owned("scaler"), json!({"f:spec": {"f:replicas": {}}}));
-    w.apply("a", deployment(json!([{"name": "a", "image": "i"}])), false).unwrap();
+    w.apply("a", deployment(json!([{"name": "a", "image": "i"}])), false)
+        .unwrap();
     let spec = &w.object()["spec"];
-    assert_eq!((&spec["replicas"], &spec["template"]["spec"]["dnsPolicy"]), (&json!(3), &json!("ClusterFirst")));
+    assert_eq!(
+        (&spec["replicas"], &spec["template"]["spec"]["dnsPolicy"]),
+        (&json!(3), &json!("ClusterFirst"))
+    );
     assert_eq!(spec["template"]["spec"]["containers"].as_array().unwrap().len(), 1);
     let mut scaled = deployment(json!([{"name": "a", "image": "i"}]));
     scaled["spec"]["replicas"] = 5.into();
@@ -203,17 +228,28 @@ fn atomic_sets_and_empties() {
         json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "s", "namespace": "d",
             "finalizers": finalizers}, "spec": {"selector": selector, "externalIPs": ["1.1.1.1"]}})
     };
-    w.apply("a", service(json!({"x": "1", "y": "1"}), json!(["f/a"])), false).unwrap();
+    w.apply("a", service(json!({"x": "1", "y": "1"}), json!(["f/a"])), false)
+        .unwrap();
     assert_eq!(
         w.owned("a"),
         json!({"f:metadata": {"f:finalizers": {"v:\"f/a\"": {}}}, "f:spec": {"f:externalIPs": {}, "f:selector": {}}})
     );
-    w.apply("b", service(json!({"x": "1", "y": "1"}), json!(["f/b"])), false).unwrap();
+    w.apply("b", service(json!({"x": "1", "y": "1"}), json!(["f/b"])), false)
+        .unwrap();
     assert_eq!(w.object()["metadata"]["finalizers"], json!(["f/a", "f/b"]));
-    let refused = w.apply("b", service(json!({"x": "1"}), json!(["f/b"])), false).unwrap_err();
-    assert_eq!(refused, "Apply failed with 1 conflict: conflict with \"a\": .spec.selector");
+    let refused = w
+        .apply("b", service(json!({"x": "1"}), json!(["f/b"])), false)
+        .unwrap_err();
+    assert_eq!(
+        refused,
+        "Apply failed with 1 conflict: conflict with \"a\": .spec.selector"
+    );
     w.apply("b", service(json!({"x": "1"}), json!([])), true).unwrap();
-    assert_eq!(w.object()["spec"]["selector"], json!({"x": "1"}), "an atomic map is replaced");
+    assert_eq!(
+        w.object()["spec"]["selector"],
+        json!({"x": "1"}),
+        "an atomic map is replaced"
+    );
     assert_eq!(w.object()["metadata"]["finalizers"], json!(["f/a"]));
 
     let mut w = world("", "Pod");
@@ -239,9 +275,16 @@ fn a_no_op_changes_nothing_and_tracking_can_end() {
     w.update("a", |o| o["metadata"]["managedFields"] = json!([{}]));
     assert_eq!(w.object()["metadata"].get("managedFields"), None);
     w.update("a", |o| o["data"]["y"] = "2".into());
-    assert_eq!(w.object()["metadata"].get("managedFields"), None, "untracked stays untracked");
+    assert_eq!(
+        w.object()["metadata"].get("managedFields"),
+        None,
+        "untracked stays untracked"
+    );
     w.apply("b", map(json!({"z": "1"})), false).unwrap();
-    assert_eq!(w.owned("before-first-apply"), json!({"f:data": {".": {}, "f:x": {}, "f:y": {}}}));
+    assert_eq!(
+        w.owned("before-first-apply"),
+        json!({"f:data": {".": {}, "f:x": {}, "f:y": {}}})
+    );
     assert_eq!(w.owned("b"), json!({"f:data": {"f:z": {}}}));
 }
 
@@ -255,8 +298,14 @@ fn clients_may_rewrite_ownership() {
         entry["operation"] = "Apply".into();
     });
     assert_eq!(w.owned("kubectl"), json!({"f:data": {".": {}, "f:x": {}}}));
-    w.update("x", |o| o["metadata"]["managedFields"] = json!([{"operation": "Nonsense"}]));
-    assert_eq!(w.owned("kubectl"), json!({"f:data": {".": {}, "f:x": {}}}), "malformed entries change nothing");
+    w.update("x", |o| {
+        o["metadata"]["managedFields"] = json!([{"operation": "Nonsense"}])
+    });
+    assert_eq!(
+        w.owned("kubectl"),
+        json!({"f:data": {".": {}, "f:x": {}}}),
+        "malformed entries change nothing"
+    );
 }
 
 #[test]
@@ -291,7 +340,11 @@ fn ordinary_managers_are_bounded() {
     }
     let entries = w.object()["metadata"]["managedFields"].as_array().unwrap();
     assert_eq!(entries.len(), 10);
-    assert_eq!(w.owned("ancient-changes")["f:data"].as_object().unwrap().len(), 17, "sixteen keys and the map");
+    assert_eq!(
+        w.owned("ancient-changes")["f:data"].as_object().unwrap().len(),
+        17,
+        "sixteen keys and the map"
+    );
 }
 
 #[test]
@@ -314,8 +367,10 @@ fn kinds_without_schema_are_granular() {
         gvk: Gvk::new("x.io", "v1", "Thing"),
         object: None,
     };
-    let thing = |spec: Value| json!({"apiVersion": "x.io/v1", "kind": "Thing", "metadata": {"name": "t"}, "spec": spec});
-    w.apply("a", thing(json!({"p": {"q": 1}, "list": [1, 2]})), false).unwrap();
+    let thing =
+        |spec: Value| json!({"apiVersion": "x.io/v1", "kind": "Thing", "metadata": {"name": "t"}, "spec": spec});
+    w.apply("a", thing(json!({"p": {"q": 1}, "list": [1, 2]})), false)
+        .unwrap();
     w.apply("b", thing(json!({"p": {"r": 1}})), false).unwrap();
     assert_eq!(w.object()["spec"], json!({"p": {"q": 1, "r": 1}, "list": [1, 2]}));
     assert_eq!(w.owned("b"), json!({"f:spec": {".": {}, "f:p": {".": {}, "f:r": {}}}}));

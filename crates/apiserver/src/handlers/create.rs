@@ -7,11 +7,13 @@ use apimachinery::{defaults, meta, validate};
 use http::{Response, StatusCode};
 use serde_json::{Value, json};
 
+use super::update::Tracking;
 use super::write::{self, ATTEMPTS_MAX, Lost};
-use super::{Context, warn};
+use super::{Context, manage, warn};
+use crate::Body;
 use crate::admission::{self, Operation};
 use crate::object::Object;
-use crate::{Body, strategy};
+use crate::strategy::{self, Part};
 
 /// Longest generated name; the five random characters come after the shortened prefix.
 const GENERATED_NAME_MAX: usize = 63;
@@ -21,16 +23,17 @@ const SUFFIX: usize = 5;
 pub async fn create(cx: &Context, body: Body) -> Result<Response<Body>, Status> {
     let output = cx.output(true)?;
     let dry_run = cx.dry_run()?;
+    manage::check_options(cx, false)?;
     let bytes = write::body(body).await?;
     let decoded = write::decode(cx, &cx.served.info.gvk, &bytes)?;
-    let object = insert(cx, decoded.value, dry_run).await?;
+    let object = insert(cx, decoded.value, Tracking::Update, dry_run).await?;
     let mut response = cx.object(StatusCode::CREATED, &object, output);
     warn(&mut response, &decoded.warnings);
     Ok(response)
 }
 
 /// Completes, admits, validates and stores a new object.
-pub async fn insert(cx: &Context, mut value: Value, dry_run: bool) -> Result<Arc<Object>, Status> {
+pub async fn insert(cx: &Context, mut value: Value, tracking: Tracking, dry_run: bool) -> Result<Arc<Object>, Status> {
     write::agree_on_namespace(cx, &mut value)?;
     if !meta::resource_version(&value).is_empty() && meta::resource_version(&value) != "0" {
         return Err(Status::bad_request(
@@ -48,7 +51,7 @@ pub async fn insert(cx: &Context, mut value: Value, dry_run: bool) -> Result<Arc
                 generated_name(&generate, &cx.cluster.random_suffix(SUFFIX)).into(),
             );
         }
-        let (object, lost) = once(cx, value, dry_run).await?;
+        let (object, lost) = once(cx, value, tracking, dry_run).await?;
         match lost {
             None => return Ok(object),
             Some(Lost::Object) if generated && attempt < ATTEMPTS_MAX => {}
@@ -65,8 +68,14 @@ pub async fn insert(cx: &Context, mut value: Value, dry_run: bool) -> Result<Arc
     Err(Status::internal("unreachable: attempts are bounded"))
 }
 
-async fn once(cx: &Context, mut value: Value, dry_run: bool) -> Result<(Arc<Object>, Option<Lost>), Status> {
+async fn once(
+    cx: &Context,
+    mut value: Value,
+    tracking: Tracking,
+    dry_run: bool,
+) -> Result<(Arc<Object>, Option<Lost>), Status> {
     let info = &cx.served.info;
+    let sent = manage::take(&mut value);
     {
         let uid = cx.cluster.new_uid();
         let now = write::now(&cx.cluster);
@@ -76,7 +85,6 @@ async fn once(cx: &Context, mut value: Value, dry_run: bool) -> Result<(Arc<Obje
             "selfLink",
             "deletionTimestamp",
             "deletionGracePeriodSeconds",
-            "managedFields",
             "generation",
         ] {
             metadata.remove(key);
@@ -89,6 +97,11 @@ async fn once(cx: &Context, mut value: Value, dry_run: bool) -> Result<(Arc<Obje
     }
     strategy::prepare_create(&cx.served, &mut value);
     defaults::apply(&info.gvk, &mut value);
+    // What admission adds belongs to nobody.
+    match tracking {
+        Tracking::Applied => manage::put(&mut value, sent),
+        Tracking::Update => manage::track(cx, Part::Main, None, &mut value, sent),
+    }
     admission::mutate(cx, Operation::Create, None, &mut value)?;
     defaults::apply(&info.gvk, &mut value);
     strategy::finish_create(&cx.served, &mut value);

@@ -4,6 +4,7 @@ pub mod connect;
 pub mod create;
 pub mod delete;
 pub mod list;
+pub mod manage;
 pub mod reviews;
 pub mod subresources;
 pub mod update;

@@ -7,7 +7,7 @@ use apimachinery::{field::FieldError, meta, patch, time};
 use http::{Response, StatusCode};
 use serde_json::{Value, json};
 
-use super::{Context, delete, update, warn, write};
+use super::{Context, delete, manage, update, warn, write};
 use crate::negotiate;
 use crate::strategy::Part;
 use crate::{Body, respond};
@@ -49,6 +49,10 @@ pub async fn scale(cx: &Context, body: Body) -> Result<Response<Body>, Status> {
             let given = update::asked_version(&decoded.value)?;
             set_replicas(cx, given, |_| Ok(decoded.value.clone())).await?
         }
+        _ if manage::is_apply(cx) => {
+            let (scale, _) = manage::config(cx, &scale_kind(), body).await?;
+            manage::apply(cx, Part::Main, &applied_scale(cx, &scale)).await?.1
+        }
         _ => {
             let media = negotiate::content_type(&cx.headers);
             let bytes = write::body(body).await?;
@@ -67,6 +71,7 @@ pub async fn scale(cx: &Context, body: Body) -> Result<Response<Body>, Status> {
                             "application/json-patch+json",
                             "application/merge-patch+json",
                             "application/strategic-merge-patch+json",
+                            manage::APPLY,
                         ]));
                     }
                 };
@@ -82,6 +87,22 @@ pub async fn scale(cx: &Context, body: Body) -> Result<Response<Body>, Status> {
         &scale_of(&cx.served.value(&object)),
         output,
     ))
+}
+
+/// The configuration of the scaled object that an applied `Scale` amounts to.
+fn applied_scale(cx: &Context, scale: &Value) -> Value {
+    let mut spec = serde_json::Map::new();
+    if let Some(replicas) = scale["spec"].get("replicas") {
+        spec.insert("replicas".into(), replicas.clone());
+    }
+    let mut metadata = serde_json::Map::new();
+    for key in ["name", "uid", "resourceVersion"] {
+        if let Some(value) = scale["metadata"].get(key) {
+            metadata.insert(key.into(), value.clone());
+        }
+    }
+    metadata.insert("namespace".into(), cx.target.namespace.clone().into());
+    json!({"apiVersion": cx.served.info.api_version(), "kind": cx.served.info.kind, "metadata": metadata, "spec": spec})
 }
 
 async fn set_replicas(

@@ -10,7 +10,7 @@ use http::{Response, StatusCode};
 use serde_json::Value;
 
 use super::write::{self, ATTEMPTS_MAX, Lost};
-use super::{Context, warn};
+use super::{Context, manage, warn};
 use crate::Body;
 use crate::admission::{self, Operation};
 use crate::negotiate;
@@ -21,6 +21,7 @@ use crate::strategy::{self, Part};
 pub async fn update(cx: &Context, body: Body, part: Part) -> Result<Response<Body>, Status> {
     let output = cx.output(true)?;
     let dry_run = cx.dry_run()?;
+    manage::check_options(cx, false)?;
     let bytes = write::body(body).await?;
     let decoded = write::decode(cx, &cx.served.info.gvk, &bytes)?;
     let mut value = decoded.value;
@@ -42,6 +43,15 @@ pub async fn update(cx: &Context, body: Body, part: Part) -> Result<Response<Bod
     Ok(response)
 }
 
+/// Who says what is owned after a write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tracking {
+    /// The writer owns what it changed.
+    Update,
+    /// The object comes with its managedFields: an applied configuration.
+    Applied,
+}
+
 /// Kinds of patches by their media type.
 enum Patch {
     Json(Value),
@@ -51,6 +61,10 @@ enum Patch {
 
 /// Patches an object, or the part of it that a subresource covers.
 pub async fn patch(cx: &Context, body: Body, part: Part) -> Result<Response<Body>, Status> {
+    if manage::is_apply(cx) {
+        return manage::patch(cx, body, part).await;
+    }
+    manage::check_options(cx, false)?;
     let output = cx.output(true)?;
     let dry_run = cx.dry_run()?;
     let patch = read_patch(cx, body).await?;
@@ -71,20 +85,12 @@ async fn read_patch(cx: &Context, body: Body) -> Result<Patch, Status> {
     const MERGE: &str = "application/merge-patch+json";
     const STRATEGIC: &str = "application/strategic-merge-patch+json";
     let accepted: &[&str] = if cx.served.info.custom {
-        &[JSON, MERGE]
+        &[JSON, MERGE, manage::APPLY]
     } else {
-        &[JSON, MERGE, STRATEGIC]
+        &[JSON, MERGE, STRATEGIC, manage::APPLY]
     };
     let media = negotiate::content_type(&cx.headers);
-    if media.starts_with("application/apply-patch") {
-        let mut status = Status::unsupported_media_type(accepted);
-        status.message = format!(
-            "server-side apply ({media}) is not served yet; use client-side apply (kubectl apply without --server-side). {}",
-            status.message
-        );
-        return Err(status);
-    }
-    if !accepted.contains(&media.as_str()) {
+    if !accepted.contains(&media.as_str()) || media == manage::APPLY {
         return Err(Status::unsupported_media_type(accepted));
     }
     let bytes = write::body(body).await?;
@@ -136,6 +142,18 @@ pub async fn modify(
     part: Part,
     given: Option<u64>,
     dry_run: bool,
+    change: impl FnMut(&Value) -> Result<Value, Status>,
+) -> Result<Arc<Object>, Status> {
+    modify_tracked(cx, part, Tracking::Update, given, dry_run, change).await
+}
+
+/// As [`modify`], with the owners of fields as `tracking` says.
+pub async fn modify_tracked(
+    cx: &Context,
+    part: Part,
+    tracking: Tracking,
+    given: Option<u64>,
+    dry_run: bool,
     mut change: impl FnMut(&Value) -> Result<Value, Status>,
 ) -> Result<Arc<Object>, Status> {
     let resource = cx.target.group_resource();
@@ -147,9 +165,16 @@ pub async fn modify(
         if given.is_some_and(|rv| rv != old.rv) || asked_version(&new)?.is_some_and(|rv| rv != old.rv) {
             return Err(Status::modified(&resource, name));
         }
+        let sent = manage::take(&mut new);
         strategy::prepare_update(&cx.served, part, &current, &mut new)
             .map_err(|why| Status::conflict(&resource, name, &why))?;
         defaults::apply(&cx.served.info.gvk, &mut new);
+        match (part, tracking) {
+            // The server's own changes belong to nobody.
+            (Part::Internal, _) => manage::put(&mut new, current["metadata"].get("managedFields").cloned()),
+            (_, Tracking::Applied) => manage::put(&mut new, sent),
+            (_, Tracking::Update) => manage::track(cx, part, Some(&current), &mut new, sent),
+        }
         admission::mutate(cx, Operation::Update(part), Some(&current), &mut new)?;
         strategy::bump_generation(&cx.served, &current, &mut new);
         // What the server itself changes (a binding) may touch fields that clients may not.
