@@ -58,6 +58,11 @@ fn clean_properties(kind: &ResourceType, p: &mut Map<String, Value>) {
             p.remove(*f);
         }
     }
+    if kind.path == ["networkSecurityGroups"] {
+        for f in ["defaultSecurityRules", "subnets", "networkInterfaces"] {
+            p.remove(f);
+        }
+    }
     for (child, array, flat) in children(kind) {
         for e in p
             .get_mut(array)

@@ -421,6 +421,9 @@ async fn check_delete(app: &App, object: &ArmObject) -> Answer<()> {
         );
         return Err(Fault::conflict("OperationNotAllowed", message));
     }
+    if object.kind == "NetworkSecurityGroup" {
+        validate::security::delete_group(object, &app.world().await?)?;
+    }
     if object.kind == "VirtualNetwork" {
         validate::network::delete_vnet(object, &app.world().await?)?;
     }

@@ -105,6 +105,30 @@ pub const TYPES: &[ResourceType] = &[
     },
     ResourceType {
         provider: "Microsoft.Network",
+        path: &["networkSecurityGroups"],
+        storage: Storage::Object {
+            plural: "networksecuritygroups",
+        },
+        versions: NETWORK,
+        writable: true,
+        etag: "etag",
+        actions: &[],
+    },
+    ResourceType {
+        provider: "Microsoft.Network",
+        path: &["networkSecurityGroups", "securityRules"],
+        storage: Storage::Embedded {
+            plural: "networksecuritygroups",
+            array: "securityRules",
+            flat: false,
+        },
+        versions: NETWORK,
+        writable: true,
+        etag: "etag",
+        actions: &[],
+    },
+    ResourceType {
+        provider: "Microsoft.Network",
         path: &["networkInterfaces"],
         storage: Storage::Object {
             plural: "networkinterfaces",

@@ -138,6 +138,10 @@ kind!(
     /// (see [`crate::views::LbFrontend`]) that `managed-cluster` keeps equal to the Service's ready endpoints.
     LoadBalancer, "loadbalancers", ArmSpec, ArmStatus
 );
+kind!(
+    /// `Microsoft.Network/networkSecurityGroups`; rules live in the body (`properties.securityRules[]`).
+    NetworkSecurityGroup, "networksecuritygroups", ArmSpec, ArmStatus
+);
 kind!(ManagedCluster, "managedclusters", ArmSpec, ArmStatus);
 kind!(AgentPool, "agentpools", ArmSpec, ArmStatus);
 kind!(
@@ -291,6 +295,13 @@ pub const KINDS: &[KindInfo] = &[
         plural: "resourcegroups",
         singular: "resourcegroup",
         short_names: &["rg"],
+        columns: &[STATE, ID],
+    },
+    KindInfo {
+        kind: "NetworkSecurityGroup",
+        plural: "networksecuritygroups",
+        singular: "networksecuritygroup",
+        short_names: &["nsg"],
         columns: &[STATE, ID],
     },
     KindInfo {

@@ -1,6 +1,7 @@
 //! VNet, NIC, NSG and route types, IPAM, wire-server XML, NSG evaluator. No IO.
 //!
 //! * [`address`]: MAC addresses and the fabric's well-known addresses.
+//! * [`arm`]: ARM's bodies of security rules, read and shown.
 //! * [`rules`]: what a virtual network and its subnets must satisfy, with ARM's error codes.
 //! * [`ipam`]: who holds which address of a subnet.
 //! * [`interfaces`]: the wire server's interface information, rendered and parsed.
@@ -8,6 +9,7 @@
 //! * [`nsg`]: network security rules and their evaluation.
 
 pub mod address;
+pub mod arm;
 mod check;
 pub mod fabric;
 pub mod interfaces;

@@ -99,6 +99,14 @@ pub enum NsgError {
     Peers { text: String },
     #[error("Security rule has invalid port range {text:?}.")]
     Ports { text: String },
+    #[error("Security rule {name} is not valid: {field} {problem}.")]
+    Field {
+        name: String,
+        field: String,
+        problem: String,
+    },
+    #[error("{count} security rules; a group has at most 1000.")]
+    TooMany { count: usize },
 }
 
 impl NsgError {
@@ -107,6 +115,8 @@ impl NsgError {
         match self {
             Self::Priority { .. } => "SecurityRuleInvalidPriority",
             Self::Conflict { .. } => "SecurityRuleConflict",
+            Self::Field { .. } => "SecurityRuleParameterContainsUnsupportedValue",
+            Self::TooMany { .. } => "SecurityRuleLimitExceeded",
             Self::Peers { .. } => "SecurityRuleInvalidAddressPrefix",
             Self::Ports { .. } => "SecurityRuleInvalidPortRange",
         }
@@ -211,6 +221,25 @@ pub fn denied_by<'a>(
         let (access, name) = evaluate(rules, vnet, *direction, flow);
         (access == Access::Deny).then_some((n, name))
     })
+}
+
+/// Rules of a group that stands for one that cannot be known: nothing passes.
+pub fn deny_all() -> Vec<SecurityRule> {
+    let only = |name: &str, direction| SecurityRule {
+        name: name.to_owned(),
+        priority: 100,
+        direction,
+        access: Access::Deny,
+        protocol: RuleProtocol::Any,
+        source: Peers::Any,
+        source_ports: Vec::new(),
+        destination: Peers::Any,
+        destination_ports: Vec::new(),
+    };
+    vec![
+        only("DenyUnknownInBound", Direction::Inbound),
+        only("DenyUnknownOutBound", Direction::Outbound),
+    ]
 }
 
 /// The rules that every group has behind its own, both directions, by priority.

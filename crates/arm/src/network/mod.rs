@@ -9,7 +9,7 @@ use std::{sync::Arc, time::Duration};
 
 use ipnet::IpNet;
 use reconcile::{Error, Informers};
-use resources::{LoadBalancer, NetworkInterface, PublicIPAddress, ResourceGroup, VirtualNetwork};
+use resources::{LoadBalancer, NetworkInterface, NetworkSecurityGroup, PublicIPAddress, ResourceGroup, VirtualNetwork};
 use stdx::{BackoffPolicy, Rng, Shutdown};
 use tokio::sync::Notify;
 
@@ -31,6 +31,7 @@ pub async fn run(home: Home, informers: Informers, pool: Option<IpNet>, shutdown
     informers.get::<NetworkInterface>().on_change(wake());
     informers.get::<PublicIPAddress>().on_change(wake());
     informers.get::<LoadBalancer>().on_change(wake());
+    informers.get::<NetworkSecurityGroup>().on_change(wake());
     let mut failures = 0u32;
     let mut rng = Rng::from_entropy();
     loop {
@@ -65,6 +66,7 @@ async fn pass(home: &Home, pool: Option<IpNet>) -> Result<(), Error> {
         nics: home.list("networkinterfaces").await?,
         public_ips: home.list("publicipaddresses").await?,
         load_balancers: home.list("loadbalancers").await?,
+        security_groups: home.list("networksecuritygroups").await?,
         pool,
     };
     let mut result = Ok(());

@@ -24,6 +24,7 @@ pub struct Inputs {
     pub nics: Vec<ArmObject>,
     pub public_ips: Vec<ArmObject>,
     pub load_balancers: Vec<ArmObject>,
+    pub security_groups: Vec<ArmObject>,
     /// Pool of public addresses.
     pub pool: Option<IpNet>,
 }
@@ -53,6 +54,14 @@ pub fn plan(inputs: &Inputs) -> Vec<Write> {
             };
             push(&mut out, plural, o, Ok(properties));
         }
+    }
+    for group in inputs.security_groups.iter().filter(|o| !o.is_deleting()) {
+        push(
+            &mut out,
+            "networksecuritygroups",
+            group,
+            Ok(group_properties(group, inputs)),
+        );
     }
     nics(inputs, &mut out);
     public_ips(inputs, &mut out);
@@ -85,6 +94,21 @@ fn push(out: &mut Vec<Write>, plural: &'static str, o: &ArmObject, result: Resul
         object.status = Some(status);
         out.push(Write { plural, object });
     }
+}
+
+/// Default rules, and who names the group.
+fn group_properties(group: &ArmObject, inputs: &Inputs) -> Value {
+    let id = &group.spec.id;
+    let defaults = vnet_model::nsg::default_rules();
+    let defaults: Vec<Value> = defaults
+        .iter()
+        .map(|r| vnet_model::arm::show_default_rule(r, id))
+        .collect();
+    let users = crate::validate::security::users(id, &inputs.vnets, &inputs.nics);
+    let (subnets, nics): (Vec<_>, Vec<_>) = users.iter().partition(|u| u.contains("/subnets/"));
+    let references = |ids: Vec<&String>| ids.into_iter().map(|id| json!({"id": id})).collect::<Vec<Value>>();
+    json!({"resourceGuid": guid(id), "defaultSecurityRules": defaults,
+        "subnets": references(subnets), "networkInterfaces": references(nics)})
 }
 
 fn known(o: &ArmObject) -> Option<NicAddresses> {

@@ -4,6 +4,7 @@
 
 pub mod aks;
 pub mod network;
+pub mod security;
 
 use resources::{
     ArmId,
@@ -24,12 +25,18 @@ pub struct World {
     pub vnets: Vec<ArmObject>,
     pub nics: Vec<ArmObject>,
     pub clusters: Vec<ArmObject>,
+    pub security_groups: Vec<ArmObject>,
     /// Public addresses: no virtual network may have them inside.
     pub public_pool: Option<ipnet::IpNet>,
 }
 
 /// Kinds that a [`World`] is made of.
-pub const WORLD_PLURALS: [&str; 3] = ["virtualnetworks", "networkinterfaces", "managedclusters"];
+pub const WORLD_PLURALS: [&str; 4] = [
+    "virtualnetworks",
+    "networkinterfaces",
+    "managedclusters",
+    "networksecuritygroups",
+];
 
 impl World {
     /// A VNet by id.
@@ -137,6 +144,7 @@ pub fn resource(kind: &ResourceType, id: &ArmId, body: &Value, old: Option<&ArmO
     name(kind, id)?;
     match kind.path {
         ["virtualNetworks"] => network::vnet(id, body, old, world),
+        ["networkSecurityGroups"] => security::group(body),
         ["networkInterfaces"] => network::nic(body, old, world),
         ["publicIPAddresses"] => network::public_ip(body),
         ["managedClusters"] => aks::cluster(id, body, old, world),

@@ -9,7 +9,7 @@ use resources::{
 };
 use serde_json::Value;
 
-use super::World;
+use super::{World, security};
 use crate::{
     error::{Answer, Fault},
     home::{ArmObject, same_id},
@@ -102,18 +102,18 @@ pub fn vnet(id: &ArmId, body: &Value, old: Option<&ArmObject>, world: &World) ->
                 return Err(Fault::field("NetcfgSubnetRangesOverlap", path, problem));
             }
         }
-        for (field, set) in [
-            ("networkSecurityGroup", &s.network_security_group),
-            ("routeTable", &s.route_table),
-        ] {
-            if set.is_some() {
-                let path = format!("properties.subnets[{i}].properties.{field}");
-                return Err(Fault::field(
-                    "UnsupportedProperty",
-                    path,
-                    "this feature is not served yet; leave it out",
-                ));
-            }
+        let at = format!("properties.subnets[{i}].properties");
+        security::reference(
+            s.network_security_group.as_ref(),
+            format!("{at}.networkSecurityGroup.id"),
+            world,
+        )?;
+        if s.route_table.is_some() {
+            return Err(Fault::field(
+                "UnsupportedProperty",
+                format!("{at}.routeTable"),
+                "this feature is not served yet; leave it out",
+            ));
         }
     }
     if let Some(old) = old.and_then(|o| VnetView::parse(&o.spec.body).ok()) {
@@ -166,6 +166,11 @@ pub fn delete_vnet(object: &ArmObject, world: &World) -> Answer<()> {
 /// A network interface: its subnets exist, fixed addresses are inside them and free, and there is room.
 pub fn nic(body: &Value, old: Option<&ArmObject>, world: &World) -> Answer<()> {
     let view = NicView::parse(body)?;
+    security::reference(
+        view.network_security_group.as_ref(),
+        "properties.networkSecurityGroup.id",
+        world,
+    )?;
     let mut vnet_seen: Option<String> = None;
     let mut wanted: Vec<(String, u64)> = Vec::new();
     for (i, c) in view.ip_configs.iter().enumerate() {

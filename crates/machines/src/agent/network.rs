@@ -3,7 +3,9 @@
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use reconcile::{Informer, Kind};
-use resources::{LoadBalancer, Machine, NetworkInterface, PublicIPAddress, VirtualNetwork, VirtualNode};
+use resources::{
+    LoadBalancer, Machine, NetworkInterface, NetworkSecurityGroup, PublicIPAddress, VirtualNetwork, VirtualNode,
+};
 use stdx::Shutdown;
 use tokio::sync::{Notify, watch};
 
@@ -34,6 +36,7 @@ struct Watched {
     nics: Informer<NetworkInterface>,
     public_ips: Informer<PublicIPAddress>,
     load_balancers: Informer<LoadBalancer>,
+    security_groups: Informer<NetworkSecurityGroup>,
     machines: Informer<Machine>,
     virtual_nodes: Informer<VirtualNode>,
 }
@@ -47,6 +50,7 @@ impl Network {
             nics: open(&config, &changed).await,
             public_ips: open(&config, &changed).await,
             load_balancers: open(&config, &changed).await,
+            security_groups: open(&config, &changed).await,
             machines: open(&config, &changed).await,
             virtual_nodes: open(&config, &changed).await,
         };
@@ -115,6 +119,7 @@ async fn apply(config: &AgentConfig, watched: &Watched) -> Result<Applied, Agent
         nics: owned(&watched.nics),
         public_ips: owned(&watched.public_ips),
         load_balancers: owned(&watched.load_balancers),
+        security_groups: owned(&watched.security_groups),
         machines: owned(&watched.machines),
         virtual_nodes: owned(&watched.virtual_nodes),
     };

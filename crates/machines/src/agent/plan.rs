@@ -7,15 +7,18 @@ use std::{
 
 use ipnet::{IpNet, Ipv4Net};
 use resources::{
-    LoadBalancer, Machine, NetworkInterface, PublicIPAddress, VirtualNetwork, VirtualNode,
+    LoadBalancer, Machine, NetworkInterface, NetworkSecurityGroup, PublicIPAddress, VirtualNetwork, VirtualNode,
+    object_name,
     views::{NicAddresses, VnetView, lb_frontends, subnet_ref},
 };
 use vnet_model::{
     address::Mac,
+    arm::security_rules,
     fabric::{
         BackendSpec, CLUSTER_MARK_MASK, ClusterServicesSpec, DnsSpec, EdgeSpec, FabricSpec, FrontendSpec, IpConfigSpec,
-        NicKind, NicSpec, Protocol, SubnetSpec, VnetSpec,
+        NicKind, NicSpec, Protocol, SecurityGroupSpec, SubnetSpec, VnetSpec,
     },
+    nsg::deny_all,
 };
 
 /// A snapshot of the objects that decide the network.
@@ -25,6 +28,7 @@ pub struct World {
     pub nics: Vec<NetworkInterface>,
     pub public_ips: Vec<PublicIPAddress>,
     pub load_balancers: Vec<LoadBalancer>,
+    pub security_groups: Vec<NetworkSecurityGroup>,
     pub machines: Vec<Machine>,
     pub virtual_nodes: Vec<VirtualNode>,
 }
@@ -105,6 +109,9 @@ pub fn plan(world: &World, instance: &str, edge: &EdgeSpec) -> Plan {
             notes.push(format!("NetworkInterface {}: {reason}", nic.name()));
         }
     }
+    for vnet in vnets.values_mut() {
+        add_groups(vnet, &world.security_groups, &mut notes);
+    }
     for lb in &world.load_balancers {
         if lb.metadata.deletion_timestamp.is_some() {
             continue;
@@ -147,6 +154,7 @@ fn vnet_spec(vnet: &VirtualNetwork) -> Result<VnetSpec, String> {
             Ok(SubnetSpec {
                 name: s.name.clone(),
                 prefix: v4(&s.prefix)?,
+                security_group: s.network_security_group.as_deref().map(object_name),
                 ..SubnetSpec::default()
             })
         })
@@ -210,9 +218,29 @@ fn add_nic(
         ip_configs,
         kind,
         host_name: host_name.map(str::to_owned),
+        security_group: nic.spec.body["properties"]["networkSecurityGroup"]["id"]
+            .as_str()
+            .map(object_name),
         ..NicSpec::default()
     });
     Ok(())
+}
+
+/// The security groups that the network's subnets and NICs name. One that is missing or cannot be read denies everything:
+/// whoever asked for a filter shall not be open by mistake.
+fn add_groups(vnet: &mut VnetSpec, groups: &[NetworkSecurityGroup], notes: &mut Vec<String>) {
+    let subnets = vnet.subnets.iter().filter_map(|s| s.security_group.clone());
+    let nics = vnet.nics.iter().filter_map(|n| n.security_group.clone());
+    let wanted: BTreeSet<String> = subnets.chain(nics).collect();
+    for key in wanted {
+        let found = groups.iter().find(|g| g.name() == key).ok_or("is not here".to_owned());
+        let rules = found.and_then(|g| security_rules(&g.spec.body).map_err(|(_, e)| e.to_string()));
+        let rules = rules.unwrap_or_else(|reason| {
+            notes.push(format!("NetworkSecurityGroup {key}: {reason}; it denies everything"));
+            deny_all()
+        });
+        vnet.security_groups.push(SecurityGroupSpec { key, rules });
+    }
 }
 
 fn add_frontends(lb: &LoadBalancer, vnets: &mut BTreeMap<String, VnetSpec>) -> Result<(), String> {
@@ -314,6 +342,31 @@ mod tests {
         assert_eq!(plan.spec.vnets[0].nics[0].primary(), Some(Ipv4Addr::new(10, 240, 0, 4)));
         assert_eq!(plan.spec.vnets[0].frontends[0].backends.len(), 1);
         assert_eq!(plan.spec.edge.endpoints, [Ipv4Addr::new(198, 19, 0, 4)]);
+    }
+
+    #[test]
+    fn named_groups_come_along_and_a_missing_one_denies() {
+        let mut w = world();
+        let id = "/subscriptions/s/resourceGroups/g/providers/Microsoft.Network/networkSecurityGroups/n";
+        let rule = json!({"name": "web", "properties": {"priority": 100, "direction": "Inbound", "access": "Allow", "protocol": "Tcp",
+            "sourceAddressPrefix": "Internet", "sourcePortRange": "*", "destinationAddressPrefix": "*", "destinationPortRange": "80"}});
+        w.security_groups.push(NetworkSecurityGroup::new(
+            object_name(id),
+            ArmSpec {
+                id: id.into(),
+                body: json!({"properties": {"securityRules": [rule]}}),
+            },
+        ));
+        w.vnets[0].spec.body["properties"]["subnets"][0]["properties"]["networkSecurityGroup"] =
+            json!({"id": id.to_uppercase()});
+        w.nics[0].spec.body["properties"]["networkSecurityGroup"] = json!({"id": format!("{id}2")});
+        let plan = plan(&w, "t", &EdgeSpec::default());
+        plan.spec.check().unwrap();
+        let v = &plan.spec.vnets[0];
+        let group = |key: &Option<String>| v.security_group(key.as_deref().unwrap()).unwrap();
+        assert_eq!(group(&v.subnets[0].security_group).rules[0].name, "web");
+        assert_eq!(group(&v.nics[0].security_group).rules, deny_all());
+        assert_eq!(plan.notes.len(), 1, "{:?}", plan.notes);
     }
 
     #[test]

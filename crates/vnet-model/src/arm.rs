@@ -1,0 +1,224 @@
+//! ARM's bodies of network objects into the model's types, and back. The checks on the way in and the host's plan read the
+//! same.
+
+use serde_json::{Value, json};
+
+use crate::nsg::{Access, Direction, NsgError, Peers, RuleProtocol, SecurityRule, parse_peers, parse_ports};
+
+/// Rules of one group at most.
+pub const RULES_MAX: usize = 1000;
+
+/// Reads one element of `properties.securityRules` (`{name, properties}`). Application security groups are refused.
+pub fn security_rule(rule: &Value) -> Result<SecurityRule, NsgError> {
+    let name = rule["name"].as_str().unwrap_or_default().to_owned();
+    let p = &rule["properties"];
+    let fail = |field: &str, problem: String| NsgError::Field {
+        name: name.clone(),
+        field: field.to_owned(),
+        problem,
+    };
+    for field in [
+        "sourceApplicationSecurityGroups",
+        "destinationApplicationSecurityGroups",
+    ] {
+        if p[field].as_array().is_some_and(|a| !a.is_empty()) {
+            return Err(fail(
+                field,
+                "application security groups are not served; use prefixes".into(),
+            ));
+        }
+    }
+    // One of the words, whatever the case.
+    let word = |field: &str, words: &[&'static str]| {
+        let sent = p[field].as_str().unwrap_or_default();
+        let found = words.iter().copied().find(|w| w.eq_ignore_ascii_case(sent));
+        found.ok_or_else(|| fail(field, format!("{sent:?} is not one of {}", words.join(", "))))
+    };
+    // Either the one or the many.
+    let texts = |one: &str, many: &str| {
+        let single = p[one].as_str().filter(|t| !t.is_empty());
+        let list = p[many].as_array().map_or(&[][..], Vec::as_slice);
+        let list: Option<Vec<String>> = list.iter().map(|v| v.as_str().map(str::to_owned)).collect();
+        match (single, list) {
+            (_, None) => Err(fail(many, "must be a list of strings".into())),
+            (Some(one), Some(list)) if list.is_empty() => Ok(vec![one.to_owned()]),
+            (None, Some(list)) if !list.is_empty() => Ok(list),
+            (None, Some(_)) => Err(fail(one, "is missing".into())),
+            (Some(_), Some(_)) => Err(fail(many, format!("cannot be given together with {one}"))),
+        }
+    };
+    let peers = |one: &str, many: &str| {
+        let texts = texts(one, many)?;
+        parse_peers(&texts.iter().map(String::as_str).collect::<Vec<_>>())
+    };
+    let ports = |one: &str, many: &str| {
+        let texts = texts(one, many)?;
+        parse_ports(&texts.iter().map(String::as_str).collect::<Vec<_>>())
+    };
+    let priority = p["priority"].as_u64().and_then(|n| u32::try_from(n).ok());
+    Ok(SecurityRule {
+        priority: priority.ok_or_else(|| fail("priority", format!("{} is not a number", p["priority"])))?,
+        direction: match word("direction", &["Inbound", "Outbound"])? {
+            "Inbound" => Direction::Inbound,
+            _ => Direction::Outbound,
+        },
+        access: match word("access", &["Allow", "Deny"])? {
+            "Allow" => Access::Allow,
+            _ => Access::Deny,
+        },
+        protocol: match word("protocol", &["*", "Tcp", "Udp", "Icmp", "Esp", "Ah"])? {
+            "*" => RuleProtocol::Any,
+            "Tcp" => RuleProtocol::Tcp,
+            "Udp" => RuleProtocol::Udp,
+            "Icmp" => RuleProtocol::Icmp,
+            "Esp" => RuleProtocol::Esp,
+            _ => RuleProtocol::Ah,
+        },
+        source: peers("sourceAddressPrefix", "sourceAddressPrefixes")?,
+        source_ports: ports("sourcePortRange", "sourcePortRanges")?,
+        destination: peers("destinationAddressPrefix", "destinationAddressPrefixes")?,
+        destination_ports: ports("destinationPortRange", "destinationPortRanges")?,
+        name,
+    })
+}
+
+/// Reads and checks `properties.securityRules` of a group's body. The error comes with the place of its rule, if it is of
+/// one.
+pub fn security_rules(body: &Value) -> Result<Vec<SecurityRule>, (Option<usize>, NsgError)> {
+    let list = body["properties"]["securityRules"]
+        .as_array()
+        .map_or(&[][..], Vec::as_slice);
+    if list.len() > RULES_MAX {
+        return Err((None, NsgError::TooMany { count: list.len() }));
+    }
+    let one = |(n, rule): (usize, &Value)| security_rule(rule).map_err(|e| (Some(n), e));
+    let rules: Vec<SecurityRule> = list.iter().enumerate().map(one).collect::<Result<_, _>>()?;
+    crate::nsg::check(&rules).map_err(|e| (None, e))?;
+    Ok(rules)
+}
+
+/// A default rule as ARM shows it below the group with this id.
+pub fn show_default_rule(rule: &SecurityRule, group_id: &str) -> Value {
+    let peers = |p: &Peers| match p {
+        Peers::VirtualNetwork => "VirtualNetwork",
+        Peers::AzureLoadBalancer => "AzureLoadBalancer",
+        Peers::Internet => "Internet",
+        Peers::Any | Peers::Prefixes(_) => "*",
+    };
+    json!({
+        "name": rule.name,
+        "id": format!("{group_id}/defaultSecurityRules/{}", rule.name),
+        "type": "Microsoft.Network/networkSecurityGroups/defaultSecurityRules",
+        "properties": {
+            "priority": rule.priority,
+            "direction": rule.direction,
+            "access": rule.access,
+            "protocol": "*",
+            "sourceAddressPrefix": peers(&rule.source),
+            "sourcePortRange": "*",
+            "destinationAddressPrefix": peers(&rule.destination),
+            "destinationPortRange": "*",
+            "provisioningState": "Succeeded",
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rule(change: &[(&str, Value)]) -> Value {
+        let mut p = json!({"priority": 100, "direction": "inbound", "access": "Allow", "protocol": "TCP",
+            "sourceAddressPrefix": "Internet", "sourceAddressPrefixes": [], "sourcePortRange": "*",
+            "destinationAddressPrefixes": ["10.0.0.4", "10.0.1.0/24"], "destinationPortRanges": ["80", "8000-8100"]});
+        for (field, value) in change {
+            p[*field] = value.clone();
+        }
+        json!({"name": "web", "properties": p})
+    }
+
+    #[test]
+    fn a_rule_is_read_as_clients_send_it() {
+        let r = security_rule(&rule(&[])).unwrap();
+        assert_eq!(
+            (r.name.as_str(), r.direction, r.protocol),
+            ("web", Direction::Inbound, RuleProtocol::Tcp)
+        );
+        assert_eq!(r.source, Peers::Internet);
+        assert_eq!(r.destination_ports, [(80, 80), (8000, 8100)]);
+        assert!(r.source_ports.is_empty());
+    }
+
+    #[test]
+    fn each_mistake_has_its_code() {
+        for (field, value, code) in [
+            ("priority", json!(99), "SecurityRuleInvalidPriority"),
+            ("priority", json!("x"), "SecurityRuleParameterContainsUnsupportedValue"),
+            (
+                "access",
+                json!("Maybe"),
+                "SecurityRuleParameterContainsUnsupportedValue",
+            ),
+            (
+                "direction",
+                json!(null),
+                "SecurityRuleParameterContainsUnsupportedValue",
+            ),
+            (
+                "protocol",
+                json!("Gre"),
+                "SecurityRuleParameterContainsUnsupportedValue",
+            ),
+            (
+                "sourceAddressPrefix",
+                json!("Storage"),
+                "SecurityRuleInvalidAddressPrefix",
+            ),
+            (
+                "sourceAddressPrefix",
+                json!("10.0.0.0/33"),
+                "SecurityRuleInvalidAddressPrefix",
+            ),
+            (
+                "sourceAddressPrefix",
+                json!("fd00::/64"),
+                "SecurityRuleInvalidAddressPrefix",
+            ),
+            (
+                "sourceAddressPrefixes",
+                json!(["10.0.0.4"]),
+                "SecurityRuleParameterContainsUnsupportedValue",
+            ),
+            (
+                "destinationAddressPrefixes",
+                json!(["Internet", "*"]),
+                "SecurityRuleInvalidAddressPrefix",
+            ),
+            (
+                "destinationPortRanges",
+                json!(["70000"]),
+                "SecurityRuleInvalidPortRange",
+            ),
+            ("destinationPortRanges", json!(["9-3"]), "SecurityRuleInvalidPortRange"),
+            (
+                "sourcePortRange",
+                json!(null),
+                "SecurityRuleParameterContainsUnsupportedValue",
+            ),
+            (
+                "sourceApplicationSecurityGroups",
+                json!([{"id": "/x"}]),
+                "SecurityRuleParameterContainsUnsupportedValue",
+            ),
+        ] {
+            let body = json!({"properties": {"securityRules": [rule(&[(field, value.clone())])]}});
+            let (_, error) = security_rules(&body).unwrap_err();
+            assert_eq!(error.code(), code, "{field} {value}: {error}");
+        }
+        let twice = json!({"properties": {"securityRules": [rule(&[]), rule(&[])]}});
+        assert_eq!(security_rules(&twice).unwrap_err().1.code(), "SecurityRuleConflict");
+        let other = rule(&[("direction", json!("Outbound"))]);
+        security_rules(&json!({"properties": {"securityRules": [rule(&[]), other]}})).unwrap();
+        security_rules(&json!({})).unwrap();
+    }
+}
