@@ -3,7 +3,6 @@
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result};
-use apimachinery::table::{KindDef, PrinterColumn};
 use apiserver::{ApiServer, ApiServerConfig, Cluster, ClusterConfig, UserInfo};
 use machines::dial::InwardDialer;
 use reconcile::{Client, Informers};
@@ -110,35 +109,9 @@ fn home_config(settings: &Settings) -> ClusterConfig {
     let mut config = ClusterConfig::new(HOME, format!("https://{}", reachable(settings.api_listen)));
     config.service_cidr = HOME_SERVICE_CIDR.to_owned();
     config.dns_service_ip = None;
-    config.extra_kinds = resources::KINDS.iter().map(kind_def).collect();
+    config.extra_kinds = resources::kind_defs();
     config.cert_sans = vec!["localhost".to_owned(), settings.api_listen.ip().to_string()];
     config
-}
-
-/// A platform kind as the API server registers it.
-fn kind_def(info: &resources::KindInfo) -> KindDef {
-    KindDef {
-        group: resources::GROUP.to_owned(),
-        version: resources::VERSION.to_owned(),
-        kind: info.kind.to_owned(),
-        plural: info.plural.to_owned(),
-        singular: info.singular.to_owned(),
-        namespaced: false,
-        short_names: info.short_names.iter().map(|s| (*s).to_owned()).collect(),
-        categories: vec!["oaks".to_owned()],
-        columns: info
-            .columns
-            .iter()
-            .map(|(name, ty, path)| PrinterColumn {
-                name: (*name).to_owned(),
-                ty: (*ty).to_owned(),
-                json_path: (*path).to_owned(),
-                priority: 0,
-            })
-            .collect(),
-        schema: resources::schema(),
-        status_subresource: true,
-    }
 }
 
 /// The built-in controllers of one cluster.
