@@ -7,8 +7,10 @@
 //!
 //! - bridge: pods of one node talk frame to frame. Replies of a Service's endpoint on the same node pass the translation
 //!   only with `br_netfilter`; hairpin is on, so a pod reaches itself through such a translation.
-//! - tunnel: ports are isolated from each other, and a policy rule sends whatever comes from the bridge to the NIC's
-//!   default gateway. The fabric sends it back, after its security rules, also for the pod next door.
+//! - tunnel: frames do not pass from port to port, and a policy rule sends whatever comes from the bridge to the NIC's
+//!   default gateway. The fabric sends it back, after its security rules, also for the pod next door. Connections that this
+//!   machine translated (Services, host ports) go straight to their endpoint, as with the original: their answers must
+//!   find the translation again, and the fabric would take them for forged.
 //!
 //! Per pod: the port `azv<11 hex>` with the owner as its alias, and on the bridge a permanent neighbour and a /32 route. The
 //! neighbour's MAC is a hash of the owner, so DEL and GC find what a crash left. Bridge and rule stay for the next pod
@@ -25,6 +27,7 @@ use linux::{
         self, Address, BridgePort, Link, Mac, Neighbour, PolicyRule, Request, Route, RouteEntry, Veth, VethPeer,
     },
     netns::NetNs,
+    nft::{self, CT_STATUS_DNAT, Chain, ChainKind, Datum, Family, Field, HookPoint, Nft, Rule, Statement, Table},
     sysctl,
 };
 use sha2::{Digest, Sha256};
@@ -41,6 +44,8 @@ const TABLE_FIRST: u32 = 0x617a_0000;
 const TABLE_LAST: u32 = 0x617a_ffff;
 /// After the table of local addresses (0), before the main table (32766).
 const RULE_PRIORITY: u32 = 512;
+/// Packets with this bit of their mark do not go to the fabric but where the main table says.
+const STRAIGHT_MARK: u32 = 0x0100_0000;
 /// Whether bridged frames pass connection tracking, for this network namespace.
 const BRIDGE_NETFILTER: &str = "net/bridge/bridge-nf-call-iptables";
 
@@ -61,22 +66,22 @@ impl Bridge {
         }
     }
 
-    fn port(&self) -> BridgePort {
-        BridgePort {
-            hairpin: !self.tunnel,
-            isolated: self.tunnel,
-        }
-    }
-
     fn rule(&self) -> PolicyRule {
         let [a, b] = hash(&self.name);
         PolicyRule {
             priority: RULE_PRIORITY,
             iif: self.name.clone(),
+            mark: Some((0, STRAIGHT_MARK)),
             table: TABLE_FIRST | u32::from(a) << 8 | u32::from(b),
         }
     }
 }
+
+/// Of pods only: a translated packet may have to leave by the port it came in by.
+const PORT: BridgePort = BridgePort {
+    hairpin: true,
+    isolated: false,
+};
 
 fn hash<const N: usize>(name: &str) -> [u8; N] {
     let digest = Sha256::digest(format!("azure-vnet bridge {name}"));
@@ -174,10 +179,64 @@ fn tunnel(host: &mut Route, bridge: &Bridge, plan: &Plan) -> Result<(), KernelEr
             .map_err(doing("making the tunnel's route"))?;
     }
     steps::reached("tunnel-route");
+    let mut nft = Nft::open().map_err(filter("opening the packet filter"))?;
+    for table in tunnel_tables(bridge) {
+        nft.ensure(&table).map_err(filter(
+            "making the tunnel's rules for frames and translated connections",
+        ))?;
+    }
+    steps::reached("tunnel-exception");
     host.run(Request::add_policy_rule(&rule))
         .map_err(doing("making the tunnel's rule"))?;
     steps::reached("tunnel-rule");
     Ok(())
+}
+
+const TABLE_PREFIX: &str = "azure-vnet-";
+
+/// Translated connections get [`STRAIGHT_MARK`] once the translation is done (destinations have priority -100); no other
+/// frame passes from port to port, so that queries for the pod next door are answered by the bridge too.
+///
+/// A bridge's isolated ports would do for the frames, but with `br_netfilter` a translated packet is bridged, not routed,
+/// where its endpoint is on the same bridge, and would be lost between two isolated ports.
+fn tunnel_tables(bridge: &Bridge) -> [Table; 2] {
+    let name = format!("{TABLE_PREFIX}{}", bridge.name);
+    let translated = Statement::CtStatus {
+        mask: CT_STATUS_DNAT,
+        negate: false,
+    };
+    let mut packets = Table::new(Family::Ip, &name);
+    packets.chains = vec![Chain::base(
+        "straight",
+        ChainKind::Filter,
+        HookPoint::Prerouting,
+        -90,
+        [Rule::new()
+            .iifname(&bridge.name)
+            .then(translated)
+            .set_mark(STRAIGHT_MARK, STRAIGHT_MARK)],
+    )];
+    let unmarked = Statement::MarkBits {
+        mask: STRAIGHT_MARK,
+        negate: true,
+    };
+    let mut frames = Table::new(Family::Bridge, &name);
+    frames.chains = vec![Chain::base(
+        "apart",
+        ChainKind::Filter,
+        HookPoint::Forward,
+        0,
+        [Rule::new()
+            .is(Field::Iifgroup, Datum::Integer(bridge.rule().table))
+            .then(unmarked)
+            .drop()],
+    )];
+    [packets, frames]
+}
+
+fn filter(what: impl Into<String>) -> impl FnOnce(nft::Error) -> KernelError {
+    let doing = what.into();
+    move |source| KernelError::Nft { doing, source }
 }
 
 /// The pod's gateway: what IPAM says, else the first address of its subnet.
@@ -215,7 +274,12 @@ pub fn attach(ns: &NetNs, plan: &Plan, bridge: &Bridge) -> Result<Attached, Kern
             netns: Some(std::os::fd::AsFd::as_fd(ns)),
         },
     };
-    host.run(Request::create_veth(&veth).on_bridge(bridge_index))
+    let mut create = Request::create_veth(&veth).on_bridge(bridge_index);
+    if bridge.tunnel {
+        // By this the rule for frames knows its ports.
+        create = create.in_group(bridge.rule().table);
+    }
+    host.run(create)
         .map_err(doing(format!("making the veth pair {name} and {}", plan.ifname)))?;
     steps::reached("veth-made");
     let port = host
@@ -223,7 +287,7 @@ pub fn attach(ns: &NetNs, plan: &Plan, bridge: &Bridge) -> Result<Attached, Kern
         .map_err(doing(format!("looking for {name}")))?
         .index;
     host.run_all(&[
-        Request::set_bridge_port(port, bridge.port()),
+        Request::set_bridge_port(port, PORT),
         Request::set_alias(port, &plan.owner.alias()),
     ])
     .map_err(doing(format!("configuring {name} as a port of {}", bridge.name)))?;
@@ -321,6 +385,23 @@ pub fn sweep(alive: &BTreeSet<Mac>) -> Result<(), KernelError> {
         })
         .map(|b| b.rule())
         .collect();
+    // Only after a tunnel: asking the packet filter would load it on machines that never use it.
+    if rules.iter().any(|r| ours(r.table)) || routes.iter().any(|r| ours(r.table)) {
+        let mut nft = Nft::open().map_err(filter("opening the packet filter"))?;
+        for (family, name) in nft.tables().map_err(filter("listing tables"))? {
+            let bridge = name.strip_prefix(TABLE_PREFIX);
+            if bridge.is_some_and(|b| in_use.iter().all(|l| l.name != b)) {
+                let family = if family == Family::Bridge as u8 {
+                    Family::Bridge
+                } else {
+                    Family::Ip
+                };
+                nft.delete_table(family, &name)
+                    .map_err(filter(format!("deleting table {name}")))?;
+            }
+        }
+    }
+    steps::reached("exception-gone");
     let mut requests: Vec<Request> = rules
         .iter()
         .filter(|r| ours(r.table) && !wanted.contains(r))
@@ -387,7 +468,7 @@ pub fn check(
     if inner.peer_index != Some(outer.index) {
         return Err(differs(format!("other end of {ifname}"), &name, "another link"));
     }
-    if outer.master != Some(device.index) || outer.port != Some(bridge.port()) {
+    if outer.master != Some(device.index) || outer.port != Some(PORT) {
         let found = format!("port {:?} of link {:?}", outer.port, outer.master);
         return Err(differs(format!("bridge of {name}"), &bridge.name, found));
     }

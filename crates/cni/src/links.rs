@@ -32,6 +32,12 @@ pub enum KernelError {
         source: netlink::Error,
     },
     #[error("{doing}")]
+    Nft {
+        doing: String,
+        #[source]
+        source: linux::nft::Error,
+    },
+    #[error("{doing}")]
     Sysctl {
         doing: String,
         #[source]

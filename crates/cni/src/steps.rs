@@ -1,13 +1,14 @@
 //! Named steps at which tests end the process; nothing but a name in builds without debug assertions.
 
 /// Every step, in no particular order; each is passed by at least one verb in at least one mode.
-pub const ALL: [&str; 20] = [
+pub const ALL: [&str; 22] = [
     "state-written",
     "pool-learned",
     "reserved",
     "bridge-made",
     "bridge-set",
     "tunnel-route",
+    "tunnel-exception",
     "tunnel-rule",
     "loopback-up",
     "veth-made",
@@ -20,6 +21,7 @@ pub const ALL: [&str; 20] = [
     "route-deleted",
     "neighbour-deleted",
     "released",
+    "exception-gone",
     "tunnel-gone",
     "bridge-deleted",
 ];

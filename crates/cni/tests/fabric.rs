@@ -55,6 +55,7 @@ fn nic(key: &str, addresses: &[&str], kind: NicKind) -> NicSpec {
 
 struct Machine {
     name: &'static str,
+    mode: &'static str,
     pin: PathBuf,
 }
 
@@ -64,16 +65,16 @@ struct Pod {
 }
 
 impl Machine {
-    fn boot(fabric: &Fabric, name: &'static str) -> Self {
+    fn boot(fabric: &Fabric, name: &'static str, mode: &'static str) -> Self {
         let pin = PathBuf::from(format!("/run/machines/{name}"));
         netns::create_named(&pin).unwrap();
         fabric.attach(name, &NetnsRef::Path(pin.clone()), "eth0").unwrap();
-        Self { name, pin }
+        Self { name, mode, pin }
     }
 
     /// Runs the plug-in in this machine's namespace; its document, and whether it succeeded.
     fn cni(&self, command: &str, pod: &str, more: &[(&str, Value)]) -> (bool, Value) {
-        let mut conf = json!({"cniVersion": "1.1.0", "name": "azure", "type": "azure-vnet", "mode": "transparent",
+        let mut conf = json!({"cniVersion": "1.1.0", "name": "azure", "type": "azure-vnet", "mode": self.mode,
             "stateDir": format!("/run/state/{}", self.name), "ipam": {"type": "azure-vnet-ipam"}});
         more.iter().for_each(|(k, v)| conf[*k] = v.clone());
         let run = || {
@@ -112,7 +113,9 @@ impl Machine {
         let address = result["ips"][0]["address"]
             .as_str()
             .unwrap()
-            .trim_end_matches("/32")
+            .split('/')
+            .next()
+            .unwrap()
             .parse()
             .unwrap();
         assert!(self.cni("CHECK", name, &[("prevResult", result)]).0);
@@ -165,8 +168,22 @@ fn resolve(netns: &Path, name: &str) -> (u8, u8) {
 }
 
 #[test]
-fn pods_of_two_machines_and_groups_reach_each_other_and_services() {
-    let body = || {
+fn transparent_pods_of_two_machines_and_groups_reach_each_other_and_services() {
+    everyone_reaches_everyone("transparent");
+}
+
+#[test]
+fn bridged_pods_of_two_machines_and_groups_reach_each_other_and_services() {
+    everyone_reaches_everyone("bridge");
+}
+
+#[test]
+fn tunnelled_pods_of_two_machines_and_groups_reach_each_other_and_services() {
+    everyone_reaches_everyone("tunnel");
+}
+
+fn everyone_reaches_everyone(mode: &'static str) {
+    let body = move || {
         netns::become_private_host(&[Path::new("/run")]).unwrap();
         let group = |cluster: &str| NicKind::Group {
             cluster: Some(cluster.into()),
@@ -208,7 +225,7 @@ fn pods_of_two_machines_and_groups_reach_each_other_and_services() {
         let fabric = Fabric::open("t", "/run/t").unwrap();
         fabric.apply(&spec).unwrap();
         fabric.serve(servers.handle());
-        let (a, b) = (Machine::boot(&fabric, "a"), Machine::boot(&fabric, "b"));
+        let (a, b) = (Machine::boot(&fabric, "a", mode), Machine::boot(&fabric, "b", mode));
         let g = PathBuf::from("/run/pods/g");
         netns::create_named(&g).unwrap();
         fabric.attach("g", &NetnsRef::Path(g.clone()), "eth0").unwrap();
@@ -270,7 +287,8 @@ fn pods_of_two_machines_and_groups_reach_each_other_and_services() {
         let everyone = BTreeSet::from(["q", "r", "g"].map(str::to_owned));
         for from in [&p.pin, &q.pin, &r.pin, &g, &a.pin] {
             let seen: BTreeSet<String> = (0..48)
-                .map(|_| ask(from, "10.0.0.1:80").unwrap().split(' ').next().unwrap().to_owned())
+                .map(|_| ask(from, "10.0.0.1:80").unwrap_or_else(|e| panic!("{mode} {}: {e}", from.display())))
+                .map(|answer| answer.split(' ').next().unwrap().to_owned())
                 .collect();
             assert_eq!(seen, everyone, "{}", from.display());
         }

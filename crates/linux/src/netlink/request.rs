@@ -400,6 +400,11 @@ fn policy_rule(rule: &PolicyRule) -> RuleMessage {
         RuleAttribute::Iifname(rule.iif.clone()),
         RuleAttribute::Table(rule.table),
     ];
+    if let Some((value, mask)) = rule.mark {
+        message
+            .attributes
+            .extend([RuleAttribute::FwMark(value), RuleAttribute::FwMask(mask)]);
+    }
     message
 }
 

@@ -336,17 +336,21 @@ fn route(m: &RouteMessage) -> Option<RouteEntry> {
 
 fn policy_rule(m: &RuleMessage) -> Option<PolicyRule> {
     let (mut priority, mut iif, mut table) = (0, None, u32::from(m.header.table));
+    let (mut value, mut mask) = (0, 0);
     for attribute in &m.attributes {
         match attribute {
             RuleAttribute::Priority(p) => priority = *p,
             RuleAttribute::Iifname(name) => iif = Some(name.clone()),
             RuleAttribute::Table(t) => table = *t,
+            RuleAttribute::FwMark(v) => value = *v,
+            RuleAttribute::FwMask(m) => mask = *m,
             _ => {}
         }
     }
     Some(PolicyRule {
         priority,
         iif: iif?,
+        mark: (mask != 0).then_some((value, mask)),
         table,
     })
 }
@@ -525,6 +529,7 @@ mod tests {
             let rule = PolicyRule {
                 priority: 100,
                 iif: "br0".into(),
+                mark: Some((0, 0x10)),
                 table: 4242,
             };
             for _ in 0..2 {

@@ -50,6 +50,8 @@ pub struct PolicyRule {
     /// Lower is asked first: 0 is the table of local addresses, 32766 the main table.
     pub priority: u32,
     pub iif: String,
+    /// Only packets whose mark has this value under this mask.
+    pub mark: Option<(u32, u32)>,
     pub table: u32,
 }
 

@@ -70,7 +70,7 @@ impl Field {
     fn type_id(self) -> u32 {
         match self {
             Field::NfProto => 2,
-            Field::Integer => 4,
+            Field::Integer | Field::Iifgroup => 4,
             Field::IpSaddr | Field::IpDaddr | Field::CtOriginalIpDaddr | Field::CtOriginalIpSaddr => 7,
             Field::Ip6Saddr | Field::Ip6Daddr => 8,
             Field::L4Proto => 12,
@@ -266,6 +266,7 @@ impl<'a> RuleEncoder<'a> {
             Field::Mark => Some(3),
             Field::Iifname => Some(6),
             Field::Oifname => Some(7),
+            Field::Iifgroup => Some(20),
             Field::NfProto => Some(15),
             Field::L4Proto => Some(16),
             _ => None,
@@ -477,6 +478,12 @@ impl<'a> RuleEncoder<'a> {
             }
             Statement::CtState { mask, negate } => self.bits(0, *mask, *negate),
             Statement::CtStatus { mask, negate } => self.bits(2, *mask, *negate),
+            Statement::MarkBits { mask, negate } => {
+                self.load(Field::Mark, REG)?;
+                self.bitwise(REG, &mask.to_ne_bytes(), &[0; 4]);
+                // "any bit set" is "not equal to zero".
+                self.compare(REG, &[0; 4], !negate);
+            }
             Statement::FibLocal { negate } => {
                 const RTN_LOCAL: u32 = 2;
                 self.expression("fib", |e| {

@@ -12,6 +12,8 @@ use super::Rule;
 pub enum Family {
     Inet = 1,
     Ip = 2,
+    /// Frames between ports of bridges; addresses of IP packets can be matched, connections not on every kernel.
+    Bridge = 7,
     Ip6 = 10,
 }
 
@@ -125,6 +127,8 @@ pub enum Field {
     CtOriginalIpSaddr,
     Iifname,
     Oifname,
+    /// Group of the incoming link; its data are [`Datum::Integer`].
+    Iifgroup,
     NfProto,
     /// A bare number, host byte order: keys of numbered choices.
     Integer,

@@ -43,6 +43,11 @@ pub enum Statement {
         mask: u32,
         negate: bool,
     },
+    /// Any of these bits of the packet's mark is set, or none is.
+    MarkBits {
+        mask: u32,
+        negate: bool,
+    },
     /// The destination is, or is not, an address of this namespace.
     FibLocal {
         negate: bool,
