@@ -53,6 +53,42 @@ fn nic(key: &str, addresses: &[&str], kind: NicKind) -> NicSpec {
     }
 }
 
+/// Two machines with two pod addresses each, and a group of cluster `c`.
+fn spec() -> FabricSpec {
+    let group = |cluster: &str| NicKind::Group {
+        cluster: Some(cluster.into()),
+    };
+    FabricSpec {
+        instance: "t".into(),
+        vnets: vec![VnetSpec {
+            key: "v".into(),
+            prefixes: vec!["10.1.0.0/16".parse().unwrap()],
+            subnets: vec![SubnetSpec {
+                name: "nodes".into(),
+                prefix: "10.1.0.0/24".parse().unwrap(),
+                ..SubnetSpec::default()
+            }],
+            nics: vec![
+                nic("a", &["10.1.0.4", "10.1.0.20", "10.1.0.21"], NicKind::Machine),
+                nic("b", &["10.1.0.5", "10.1.0.30", "10.1.0.31"], NicKind::Machine),
+                nic("g", &["10.1.0.40"], group("c")),
+            ],
+            clusters: vec![ClusterServicesSpec {
+                cluster: "c".into(),
+                mark: MARK,
+                dns_service_ip: Ipv4Addr::new(10, 0, 0, 10),
+                dns_port: 5300,
+            }],
+            dns: DnsSpec {
+                suffix: "internal".into(),
+                records: vec![],
+            },
+            ..VnetSpec::default()
+        }],
+        edge: EdgeSpec::default(),
+    }
+}
+
 struct Machine {
     name: &'static str,
     mode: &'static str,
@@ -185,45 +221,13 @@ fn tunnelled_pods_of_two_machines_and_groups_reach_each_other_and_services() {
 fn everyone_reaches_everyone(mode: &'static str) {
     let body = move || {
         netns::become_private_host(&[Path::new("/run")]).unwrap();
-        let group = |cluster: &str| NicKind::Group {
-            cluster: Some(cluster.into()),
-        };
-        let spec = FabricSpec {
-            instance: "t".into(),
-            vnets: vec![VnetSpec {
-                key: "v".into(),
-                prefixes: vec!["10.1.0.0/16".parse().unwrap()],
-                subnets: vec![SubnetSpec {
-                    name: "nodes".into(),
-                    prefix: "10.1.0.0/24".parse().unwrap(),
-                    ..SubnetSpec::default()
-                }],
-                nics: vec![
-                    nic("a", &["10.1.0.4", "10.1.0.20", "10.1.0.21"], NicKind::Machine),
-                    nic("b", &["10.1.0.5", "10.1.0.30", "10.1.0.31"], NicKind::Machine),
-                    nic("g", &["10.1.0.40"], group("c")),
-                ],
-                clusters: vec![ClusterServicesSpec {
-                    cluster: "c".into(),
-                    mark: MARK,
-                    dns_service_ip: Ipv4Addr::new(10, 0, 0, 10),
-                    dns_port: 5300,
-                }],
-                dns: DnsSpec {
-                    suffix: "internal".into(),
-                    records: vec![],
-                },
-                ..VnetSpec::default()
-            }],
-            edge: EdgeSpec::default(),
-        };
         let servers = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .enable_all()
             .build()
             .unwrap();
         let fabric = Fabric::open("t", "/run/t").unwrap();
-        fabric.apply(&spec).unwrap();
+        fabric.apply(&spec()).unwrap();
         fabric.serve(servers.handle());
         let (a, b) = (Machine::boot(&fabric, "a", mode), Machine::boot(&fabric, "b", mode));
         let g = PathBuf::from("/run/pods/g");
@@ -336,6 +340,144 @@ fn everyone_reaches_everyone(mode: &'static str) {
         for (command, pod) in [("DEL", "q"), ("DEL", "p"), ("STATUS", "-")] {
             assert!(a.cni(command, pod, &[]).0, "{command}");
         }
+        vnet::teardown("t", Path::new("/run/t")).unwrap();
+    };
+    if let Err(panic) = std::thread::spawn(body).join() {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+/// The documented configuration file, as it stands there.
+const CONFLIST: &str = r#"{
+       "cniVersion":"0.3.0",
+       "name":"azure",
+       "plugins":[
+          {
+             "type":"azure-vnet",
+             "mode":"bridge",
+             "bridge":"azure0",
+             "ipam":{
+                "type":"azure-vnet-ipam"
+             }
+          },
+          {
+             "type":"portmap",
+             "capabilities":{
+                "portMappings":true
+             },
+             "snat":true
+          }
+       ]
+}"#;
+
+/// Runs the list's plug-ins one after the other, as a runtime does; the last result.
+fn run_list(
+    machine: &Machine,
+    command: &str,
+    pod: &str,
+    port_mappings: &Value,
+    bin: &[PathBuf],
+    env: &[(&str, &Path)],
+) -> Value {
+    let list: Value = serde_json::from_str(CONFLIST).unwrap();
+    let mut plugins = list["plugins"].as_array().unwrap().clone();
+    if command == "DEL" {
+        plugins.reverse();
+    }
+    let mut result = Value::Null;
+    for mut conf in plugins {
+        conf["name"] = list["name"].clone();
+        conf["cniVersion"] = list["cniVersion"].clone();
+        if result != Value::Null {
+            conf["prevResult"] = result.clone();
+        }
+        if conf["capabilities"]["portMappings"] == true {
+            conf["runtimeConfig"] = json!({ "portMappings": port_mappings });
+        }
+        let kind = conf["type"].as_str().unwrap().to_owned();
+        let program = bin.iter().map(|d| d.join(&kind)).find(|p| p.is_file()).unwrap();
+        let path = std::env::join_paths(bin).unwrap();
+        let run = || {
+            let mut child = Command::new(&program)
+                .env_clear()
+                .envs([
+                    ("CNI_COMMAND", command),
+                    ("CNI_IFNAME", "eth0"),
+                    ("CNI_CONTAINERID", pod),
+                ])
+                .env("CNI_NETNS", format!("/run/pods/{pod}"))
+                .env("CNI_PATH", &path)
+                .env("PATH", &path)
+                .envs(env.iter().copied())
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
+                .spawn()
+                .unwrap();
+            child
+                .stdin
+                .take()
+                .unwrap()
+                .write_all(conf.to_string().as_bytes())
+                .unwrap();
+            child.wait_with_output().unwrap()
+        };
+        let out = netns::run_in(&machine.pin, run).unwrap();
+        let text = String::from_utf8_lossy(&out.stdout);
+        assert!(out.status.success(), "{command} {kind}: {text}");
+        if command == "ADD" {
+            result = serde_json::from_str(&text).unwrap();
+        }
+    }
+    result
+}
+
+#[test]
+fn the_documented_list_works_as_it_stands_with_the_distributions_portmap() {
+    // Downloads belong to the world outside.
+    let plugins = testkit::debian::unpack(&["containernetworking-plugins"]).join("usr/lib/cni");
+    let iptables = testkit::debian::iptables();
+    let body = move || {
+        netns::become_private_host(&[Path::new("/run")]).unwrap();
+        let servers = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .unwrap();
+        let fabric = Fabric::open("t", "/run/t").unwrap();
+        fabric.apply(&spec()).unwrap();
+        fabric.serve(servers.handle());
+        let (a, b) = (
+            Machine::boot(&fabric, "a", "bridge"),
+            Machine::boot(&fabric, "b", "bridge"),
+        );
+        let own = PathBuf::from(env!("CARGO_BIN_EXE_azure-vnet"));
+        let bin = [own.parent().unwrap().to_owned(), plugins, iptables.bin];
+        let env = [
+            ("LD_LIBRARY_PATH", &*iptables.lib),
+            ("XTABLES_LIBDIR", &*iptables.extensions),
+        ];
+        let mappings = json!([{"hostPort": 8088, "containerPort": 8080, "protocol": "tcp"}]);
+        let pod = |machine: &Machine, name: &str, mappings: &Value| {
+            let pin = PathBuf::from(format!("/run/pods/{name}"));
+            netns::create_named(&pin).unwrap();
+            let result = run_list(machine, "ADD", name, mappings, &bin, &env);
+            serve(&pin, 8080, if name == "p" { "p" } else { "other" });
+            assert_eq!(result["interfaces"][0]["name"], "azure0");
+            (pin, result["ips"][0]["address"].as_str().unwrap().to_owned())
+        };
+        let (p, address) = pod(&a, "p", &mappings);
+        assert_eq!(address, "10.1.0.20/24");
+        let (q, _) = pod(&a, "q", &json!([]));
+        let (r, _) = pod(&b, "r", &json!([]));
+        // From the pod itself, its neighbour, its node, another machine and a pod there.
+        for from in [&p, &q, &a.pin, &b.pin, &r] {
+            let answer = ask(from, "10.1.0.4:8088").unwrap_or_else(|e| panic!("{}: {e}", from.display()));
+            assert!(answer.starts_with("p "), "{}: {answer}", from.display());
+        }
+        for (machine, pod) in [(&a, "p"), (&a, "q"), (&b, "r")] {
+            run_list(machine, "DEL", pod, &mappings, &bin, &env);
+        }
+        assert!(ask(&b.pin, "10.1.0.4:8088").is_err());
         vnet::teardown("t", Path::new("/run/t")).unwrap();
     };
     if let Err(panic) = std::thread::spawn(body).join() {

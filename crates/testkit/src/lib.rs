@@ -1,5 +1,6 @@
 //! What tests share: a host of their own and bounded waiting. Dev only.
 
+pub mod debian;
 mod host;
 mod wait;
 
