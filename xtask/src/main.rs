@@ -3,6 +3,7 @@
 //! Depends on nothing heavy, so that it builds in seconds and when the tree does not.
 
 mod codegen;
+mod dist;
 mod setup;
 mod sh;
 mod test;
@@ -18,6 +19,7 @@ cargo xtask <verb>
   test     set up, then every test (what CI runs)
   tidy     structure, formats, lints (fast)
   setup    only the set-up of `test` and `up`
+  dist cni the plug-ins' archive, below target/dist
   codegen types   regenerate the committed Kubernetes type table (needs the go tool)
 ";
 
@@ -30,6 +32,7 @@ fn main() -> Result<()> {
         "test" => test::run(&rest),
         "tidy" => tidy::run(&rest),
         "codegen" => codegen::run(&rest),
+        "dist" => dist::run(&rest),
         "setup" => setup::run(&rest),
         "" | "help" | "--help" | "-h" => {
             print!("{HELP}");

@@ -1,8 +1,8 @@
 //! The network configuration on standard input: keys of the original plug-in, checked before anything is touched.
 //!
 //! Keys that have no effect here are warned about by name; keys that would change who can reach whom are refused.
-//! Beyond the original's keys there are `stateDir`, `mtu`, and below `ipam`: `wireServerUrl`, `timeoutMs`,
-//! `coolDownMs`.
+//! Beyond the original's keys there are `stateDir`, `mtu`, and below `ipam`: `wireServerUrl`, `interfacesFile`, `pools`,
+//! `timeoutMs`, `coolDownMs`.
 
 use std::{collections::BTreeMap, net::IpAddr, path::PathBuf};
 
@@ -13,6 +13,7 @@ use thiserror::Error;
 
 use crate::{
     result::{CniResult, Dns},
+    source::{self, INTERFACES_FILE, Source},
     spec::{Attachment, Version, code, is_identifier, is_ifname},
 };
 
@@ -105,7 +106,7 @@ pub struct Ipam {
     pub query_interval_ms: u64,
     /// Rest of a released address before its next use, ms.
     pub cool_down_ms: u64,
-    pub wire_server: String,
+    pub source: Source,
     /// For connecting and for the whole answer, ms.
     pub timeout_ms: u64,
 }
@@ -147,6 +148,8 @@ struct RawIpam {
     query_interval: Option<Value>,
     cool_down_ms: Option<u64>,
     wire_server_url: Option<String>,
+    interfaces_file: Option<PathBuf>,
+    pools: Option<Value>,
     timeout_ms: Option<u64>,
     #[serde(flatten)]
     rest: BTreeMap<String, Value>,
@@ -293,18 +296,17 @@ impl Ipam {
         }
         let own = kind == OWN_IPAM;
         if own {
-            if let Some(other) = raw.environment.as_deref().filter(|e| !matches!(*e, "" | "azure")) {
-                return Err(key(
-                    "ipam.environment",
-                    format!("{other:?} is not supported; only \"azure\" is"),
-                ));
-            }
             if let Some(other) = raw.mode.as_deref().filter(|m| !m.is_empty()) {
                 return Err(key("ipam.mode", format!("{other:?} is not supported; leave it out")));
             }
             ignored.extend(raw.rest.keys().map(|k| format!("ipam.{k}")));
         }
         // A delegate's own keys are its business.
+        for (what, text) in [("ipam.subnet", &raw.subnet), ("ipam.ipAddress", &raw.ip_address)] {
+            if let Some(text) = text.as_deref().filter(|t| own && t.contains(':')) {
+                return Err(key(what, format!("{text} is IPv6, which is not supported")));
+            }
+        }
         let subnet = match raw.subnet.as_deref().filter(|s| own && !s.is_empty()) {
             Some(s) => Some(
                 s.parse()
@@ -335,6 +337,33 @@ impl Ipam {
                 format!("{wire_server:?} must start with http://"),
             ));
         }
+        let source = match (raw.environment.as_deref().unwrap_or_default(), raw.pools) {
+            _ if !own => Source::Wire(wire_server),
+            ("", Some(list)) => source::parse_list(list).map_err(|reason| key("ipam.pools", reason))?,
+            ("" | "azure", None) => Source::Wire(wire_server),
+            ("fileIpam" | "mas", None) => {
+                let path = raw.interfaces_file.unwrap_or_else(|| INTERFACES_FILE.into());
+                if !path.is_absolute() {
+                    return Err(key(
+                        "ipam.interfacesFile",
+                        format!("{} is not absolute", path.display()),
+                    ));
+                }
+                Source::File(path)
+            }
+            (environment, Some(_)) => {
+                return Err(key(
+                    "ipam.pools",
+                    format!("given together with the environment {environment:?}"),
+                ));
+            }
+            (other, None) => {
+                return Err(key(
+                    "ipam.environment",
+                    format!("{other:?} is not supported; azure, fileIpam and mas are"),
+                ));
+            }
+        };
         let timeout_ms = raw.timeout_ms.unwrap_or(10_000);
         if own && !(1..=60_000).contains(&timeout_ms) {
             return Err(key("ipam.timeoutMs", format!("{timeout_ms} is not within 1..=60000")));
@@ -349,7 +378,7 @@ impl Ipam {
             address,
             query_interval_ms,
             cool_down_ms,
-            wire_server,
+            source,
             timeout_ms,
         })
     }
@@ -392,7 +421,7 @@ mod tests {
             (Mode::Bridge, Version::V0_3_0, OWN_IPAM)
         );
         assert!(c.ignored.is_empty(), "{:?}", c.ignored);
-        assert_eq!(c.ipam.wire_server, WIRE_SERVER);
+        assert_eq!(c.ipam.source, Source::Wire(WIRE_SERVER.into()));
         assert_eq!(c.state_dir, PathBuf::from(STATE_DIR));
         let mut omitted = base();
         omitted.as_object_mut().unwrap().remove("mode");
@@ -414,7 +443,10 @@ mod tests {
             ("stateDir", json!("relative")),
             ("mtu", json!(10)),
             ("ipam", json!({"type": "../sh"})),
-            ("ipam", json!({"type": "azure-vnet-ipam", "environment": "mas"})),
+            (
+                "ipam",
+                json!({"type": "azure-vnet-ipam", "environment": "ipv6NodeIpam"}),
+            ),
             ("ipam", json!({"type": "azure-vnet-ipam", "subnet": "10.0.0.0/33"})),
             ("ipam", json!({"type": "azure-vnet-ipam", "queryInterval": "soon"})),
             (
@@ -440,7 +472,7 @@ mod tests {
         let c =
             NetConf::parse_for_ipam(serde_json::to_vec(&other).unwrap(), Some("http://127.0.0.1:1".into())).unwrap();
         assert!(c.ignored.is_empty());
-        assert_eq!(c.ipam.wire_server, "http://127.0.0.1:1");
+        assert_eq!(c.ipam.source, Source::Wire("http://127.0.0.1:1".into()));
     }
 
     #[test]

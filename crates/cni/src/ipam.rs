@@ -1,4 +1,4 @@
-//! `azure-vnet-ipam`: reservations over the pool that the wire server tells.
+//! `azure-vnet-ipam`: reservations over the pool that its source tells.
 
 use std::{cell::Cell, collections::BTreeSet, net::IpAddr, time::Duration};
 
@@ -10,10 +10,10 @@ use crate::{
     links::{self, network_tag},
     pool::{Allocation, Key, PoolError, Request, Reservation, State},
     result::{CniResult, Dns, IpConfig, Route},
+    source::SourceError,
     spec::{Attachment, Failure, code},
     steps,
     store::{Store, StoreError, boot_clock_ms},
-    wire::{self, WireError},
 };
 
 /// The VNet's resolver; every result names it.
@@ -29,9 +29,9 @@ pub enum IpamError {
         source: PoolError,
     },
     #[error("failed to learn this machine's address pool")]
-    Wire {
+    Source {
         #[source]
-        source: WireError,
+        source: SourceError,
     },
     #[error("failed to use the reservations")]
     Store {
@@ -55,7 +55,7 @@ impl IpamError {
             Self::Pool {
                 source: PoolError::NoSubnet { .. } | PoolError::NotInPool { .. },
             } => code::CONFIG,
-            Self::Pool { .. } | Self::Wire { .. } => code::TRY_AGAIN,
+            Self::Pool { .. } | Self::Source { .. } => code::TRY_AGAIN,
             Self::Store {
                 source: StoreError::Locked { .. },
             } => code::TRY_AGAIN,
@@ -88,8 +88,8 @@ impl<'a> Ipam<'a> {
             .map_err(|source| IpamError::Store { source })
     }
 
-    /// Reserves an address for the attachment, or returns the one it has. Asks the wire server only if the remembered
-    /// pool is old or used up, and never under the lock.
+    /// Reserves an address for the attachment, or returns the one it has. Asks the pool's source only if what is
+    /// remembered is old or used up, and never under the lock.
     pub fn add(&self, attachment: &Attachment) -> Result<Allocation, IpamError> {
         let request = Request {
             network: &self.network,
@@ -139,26 +139,29 @@ impl<'a> Ipam<'a> {
     }
 
     fn is_fresh(&self, s: &State, now_ms: u64) -> bool {
+        let source = &self.conf.ipam.source;
         s.pool.as_ref().is_some_and(|p| {
-            p.source == self.conf.ipam.wire_server
+            source.is_remembered()
+                && p.source == source.name()
                 && now_ms.saturating_sub(p.fetched_ms) < self.conf.ipam.query_interval_ms
         })
     }
 
-    /// Fetches the pool and remembers it. A remembered one of the same server goes on serving if the server is silent.
+    /// Fetches the pool and remembers it. A remembered one of the same source goes on serving if the source fails.
     fn refresh(&self) -> Result<(), IpamError> {
-        match wire::fetch(&self.conf.ipam.wire_server, self.conf.ipam.timeout_ms) {
+        let from = &self.conf.ipam.source;
+        match from.fetch(self.conf.ipam.timeout_ms) {
             Ok(pool) => {
                 self.with(|s| s.set_pool(pool))?;
                 steps::reached("pool-learned");
                 Ok(())
             }
             Err(source) => {
-                let known = self.with(|s| s.pool.as_ref().is_some_and(|p| p.source == self.conf.ipam.wire_server))?;
+                let known = self.with(|s| s.pool.as_ref().is_some_and(|p| p.source == from.name()))?;
                 if !known {
-                    return Err(IpamError::Wire { source });
+                    return Err(IpamError::Source { source });
                 }
-                let text = IpamError::Wire { source }.failure(None);
+                let text = IpamError::Source { source }.failure(None);
                 (self.warn)(&format!("{text}; going on with the addresses known before"));
                 Ok(())
             }

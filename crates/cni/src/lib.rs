@@ -1,7 +1,7 @@
 //! The binaries `azure-vnet` and `azure-vnet-ipam`: small, synchronous, no async runtime.
 //!
 //! [`entry`] turns a process into an [`spec::Invocation`] and a [`conf::NetConf`]; [`plugin`] has the verbs;
-//! [`ipam`] reserves addresses ([`pool`], pure) that the wire server tells ([`wire`], [`http`]) and remembers them
+//! [`ipam`] reserves addresses ([`pool`], pure) that a [`source`] tells ([`wire`], [`http`]) and remembers them
 //! ([`store`]); [`transparent`] and [`bridge`] make links, [`links`] removes them. What is printed is a [`result`] or a [`spec::Failure`].
 
 pub mod bridge;
@@ -14,6 +14,7 @@ pub mod links;
 pub mod plugin;
 pub mod pool;
 pub mod result;
+pub mod source;
 pub mod spec;
 pub mod steps;
 pub mod store;

@@ -12,13 +12,8 @@ use vnet_model::interfaces::{Interfaces, PATH_AND_QUERY, ParseError};
 
 use crate::{
     http::{self, HttpError},
-    links::{self, KernelError},
-    pool::{Pool, PoolSubnet},
-    store::boot_clock_ms,
+    pool::PoolSubnet,
 };
-
-/// A VM has at most 256 private addresses; this leaves room and keeps a hostile answer small.
-const ADDRESSES_MAX: usize = 4096;
 
 #[derive(Debug, Error)]
 pub enum WireError {
@@ -35,52 +30,16 @@ pub enum WireError {
     },
     #[error("the wire server's answer is no text")]
     NoText,
-    #[error("the wire server tells of {count} addresses, more than {ADDRESSES_MAX}")]
-    TooMany { count: usize },
-    #[error("the wire server tells of {told}, but this machine has {local}")]
-    NoNic { told: String, local: String },
-    #[error("reading this machine's links")]
-    Kernel {
-        #[source]
-        source: KernelError,
-    },
 }
 
-/// Asks the wire server at `base`; the subnets of the NICs that this machine has, without the machine's own addresses.
-pub fn fetch(base: &str, timeout_ms: u64) -> Result<Pool, WireError> {
-    let fetched_ms = boot_clock_ms();
+/// Asks the wire server at `base`; every subnet that it tells.
+pub fn ask(base: &str, timeout_ms: u64) -> Result<Vec<PoolSubnet>, WireError> {
     let url = format!("{}{PATH_AND_QUERY}", base.trim_end_matches('/'));
     let body = http::get(&url, timeout_ms).map_err(|source| WireError::Http {
         base: base.to_owned(),
         source,
     })?;
-    let text = std::str::from_utf8(&body).map_err(|_| WireError::NoText)?;
-    let told = parse(text)?;
-    let local = links::local_macs().map_err(|source| WireError::Kernel { source })?;
-    let told_macs = told.iter().map(|s| s.mac.clone()).collect::<Vec<_>>();
-    let subnets: Vec<PoolSubnet> = told
-        .into_iter()
-        .filter(|s| s.mac == "*" || local.contains(&s.mac))
-        .collect();
-    if subnets.is_empty() {
-        return Err(WireError::NoNic {
-            told: listing(&told_macs),
-            local: listing(&local),
-        });
-    }
-    Ok(Pool {
-        fetched_ms,
-        source: base.to_owned(),
-        subnets,
-    })
-}
-
-fn listing(macs: &[String]) -> String {
-    if macs.is_empty() {
-        "no interface".to_owned()
-    } else {
-        macs.join(", ")
-    }
+    parse(std::str::from_utf8(&body).map_err(|_| WireError::NoText)?)
 }
 
 /// Subnets in the order told, with the addresses that are for pods. A repeated address is taken once.
@@ -105,9 +64,6 @@ pub fn parse(text: &str) -> Result<Vec<PoolSubnet>, WireError> {
                 addresses: pods.filter(|a| seen.insert(*a)).collect(),
             });
         }
-    }
-    if seen.len() > ADDRESSES_MAX {
-        return Err(WireError::TooMany { count: seen.len() });
     }
     Ok(out)
 }
@@ -137,12 +93,5 @@ mod tests {
         for text in ["", "hello", "<html></html>", "<Interfaces><Interface/></Interfaces>"] {
             assert!(matches!(parse(text), Err(WireError::Answer { .. })), "{text}");
         }
-        let many: String = (0..5000)
-            .map(|i| format!("<IPAddress Address=\"10.0.{}.{}\"/>", i / 250, i % 250))
-            .collect();
-        let text = format!(
-            "<Interfaces><Interface MacAddress=\"*\"><IPSubnet Prefix=\"10.0.0.0/8\">{many}</IPSubnet></Interface></Interfaces>"
-        );
-        assert!(matches!(parse(&text), Err(WireError::TooMany { .. })));
     }
 }

@@ -854,6 +854,77 @@ fn the_separate_ipam_serves_other_plugins() {
 }
 
 #[test]
+fn the_pool_may_be_a_file_or_stand_in_the_configuration() {
+    on_machine(10..12, |m| {
+        m.set_wire(Wire::Silent);
+        let file = m.dir.path().join("interfaces.json");
+        let write = |first: &[&str], second: &[&str]| {
+            let list = |a: &[&str]| a.iter().map(|a| json!({"Address": a})).collect::<Value>();
+            let told = json!({"Interfaces": [{"MacAddress": "000D3A000001", "IsPrimary": true, "IPSubnets": [
+                {"Prefix": "10.240.0.0/24", "IPAddresses": list(first)},
+                {"Prefix": "10.241.0.0/24", "IPAddresses": list(second)}]}]});
+            std::fs::write(&file, told.to_string()).unwrap();
+        };
+        let mut from_file = m.conf("1.1.0");
+        from_file["ipam"] = json!({"type": "azure-vnet-ipam", "environment": "fileIpam", "interfacesFile": file,
+            "coolDownMs": 0});
+        let add = |id: &str, conf: &Value| {
+            m.pod(id);
+            m.call("ADD", id, conf)
+        };
+        write(&["10.240.0.50"], &["10.241.0.50"]);
+        assert_eq!(add("a", &from_file).address(), "10.240.0.50/32");
+        let mut second = from_file.clone();
+        second["ipam"]["subnet"] = json!("10.241.0.0/24");
+        assert_eq!(add("b", &second).address(), "10.241.0.50/32", "the second subnet's");
+        assert_eq!(add("c", &from_file).code(), 11);
+        // One address is withdrawn while in use, another one comes.
+        write(&["10.240.0.51"], &["10.241.0.50"]);
+        assert_eq!(
+            add("c", &from_file).address(),
+            "10.240.0.51/32",
+            "a file is read every time"
+        );
+        assert!(m.call("DEL", "a", &from_file).ok);
+        let full = add("d", &from_file);
+        assert_eq!(full.code(), 11, "a withdrawn address does not come back");
+        std::fs::write(&file, "{").unwrap();
+        let out = add("d", &from_file);
+        assert!(
+            out.stderr.contains("going on with the addresses known before"),
+            "{out:?}"
+        );
+        assert!(m.gc(&[]).ok);
+
+        let mut listed = m.conf("1.1.0");
+        listed["ipam"] = json!({"type": "azure-vnet-ipam", "coolDownMs": 0, "pools": [
+            {"subnet": "10.240.0.0/24", "addresses": ["10.240.0.60-10.240.0.61"]},
+            {"subnet": "10.241.0.0/24", "addresses": ["10.241.0.60"]}]});
+        let mut by_name = listed.clone();
+        by_name["ipam"]["ipAddress"] = json!("10.241.0.60");
+        assert_eq!(add("e", &by_name).address(), "10.241.0.60/32");
+        assert_eq!(add("f", &by_name).code(), 11, "it is held");
+        assert_eq!(add("f", &listed).address(), "10.240.0.60/32");
+        assert!(m.call("STATUS", "f", &listed).ok);
+        for (key, value, word) in [
+            ("ipAddress", json!("fd00::1"), "IPv6"),
+            ("environment", json!("null"), "environment"),
+            ("pools", json!([{"subnet": "fd00::/64", "addresses": []}]), "IPv6"),
+        ] {
+            let mut bad = listed.clone();
+            bad["ipam"][key] = value;
+            let out = add("g", &bad);
+            assert_eq!(out.code(), 7);
+            assert!(out.doc.unwrap()["msg"].as_str().unwrap().contains(word), "{key}");
+        }
+        let mut gc = listed.clone();
+        gc["cni.dev/valid-attachments"] = json!([]);
+        assert!(m.call("GC", "-", &gc).ok);
+        assert_eq!((m.reservations(), m.pod_links().len()), (0, 0));
+    });
+}
+
+#[test]
 fn hostile_input_gets_one_precise_error() {
     on_machine(10..12, |m| {
         let bin = env!("CARGO_BIN_EXE_azure-vnet");
