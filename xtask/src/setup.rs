@@ -22,6 +22,7 @@ const AZ: &str = "azure-cli==2.91.0";
 pub fn run(_args: &[String]) -> Result<()> {
     sh::step("system packages", packages)?;
     sh::step("kubectl", || kubectl().map(drop))?;
+    sh::step("kubectl 1.20", || old_kubectl().map(drop))?;
     sh::step("az", || az().map(drop))
 }
 
@@ -74,6 +75,40 @@ pub fn kubectl() -> Result<PathBuf> {
         )
     })?;
     fs::write(stamp, want)?;
+    Ok(out)
+}
+
+/// Debian's kubectl 1.20, the oldest that is tested against; unpacked, not installed. Returns its path.
+pub fn old_kubectl() -> Result<PathBuf> {
+    const PACKAGE: &str = "kubernetes-client";
+    let dir = tools().join("kubectl-1.20");
+    let out = dir.join("usr/bin/kubectl");
+    if out.is_file() {
+        return Ok(out);
+    }
+    if !sh::have("apt-get") {
+        bail!("there is no apt-get to download {PACKAGE} (kubectl 1.20) with");
+    }
+    let downloads = tools().join("kubectl-1.20.deb");
+    sh::retry(PACKAGE, || {
+        let _ = fs::remove_dir_all(&downloads);
+        fs::create_dir_all(&downloads)?;
+        if sh::run_in(&downloads, "apt-get", &["download", "-qq", PACKAGE], &[]).is_err() {
+            // A fresh machine has no package lists yet.
+            sh::run("apt-get", &["update", "-qq"])?;
+            sh::run_in(&downloads, "apt-get", &["download", "-qq", PACKAGE], &[])?;
+        }
+        let deb = fs::read_dir(&downloads)?
+            .flatten()
+            .map(|e| e.path())
+            .find(|p| p.extension().is_some_and(|e| e == "deb"))
+            .context("apt-get download left no package")?;
+        sh::run("dpkg", &["-x", &deb.to_string_lossy(), &dir.to_string_lossy()])
+    })?;
+    let _ = fs::remove_dir_all(&downloads);
+    if !out.is_file() {
+        bail!("the package {PACKAGE} brought no usr/bin/kubectl");
+    }
     Ok(out)
 }
 

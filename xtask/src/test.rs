@@ -8,15 +8,17 @@ pub fn run(args: &[String]) -> Result<()> {
     sh::step("tidy", || tidy::run(&[]))?;
     sh::step("system packages", setup::packages)?;
     let kubectl = sh::step("kubectl", setup::kubectl)?;
+    let old_kubectl = sh::step("kubectl 1.20", setup::old_kubectl)?;
     let az = sh::step("az", setup::az)?;
     sh::step("build", || {
         sh::run("cargo", &["build", "--workspace", "--all-targets", "--locked"])
     })?;
-    let (kubectl, az) = (
-        kubectl.to_string_lossy().into_owned(),
-        az.to_string_lossy().into_owned(),
-    );
-    let env = [("OAKS_TEST_KUBECTL", kubectl.as_str()), ("OAKS_TEST_AZ", az.as_str())];
+    let tools = [kubectl, old_kubectl, az].map(|p| p.to_string_lossy().into_owned());
+    let env = [
+        ("OAKS_TEST_KUBECTL", tools[0].as_str()),
+        ("OAKS_TEST_KUBECTL_120", tools[1].as_str()),
+        ("OAKS_TEST_AZ", tools[2].as_str()),
+    ];
     let mut cargo = vec!["test", "--workspace", "--locked"];
     cargo.extend(args.iter().map(String::as_str));
     sh::step("tests", || sh::run_in(&sh::root(), "cargo", &cargo, &env))

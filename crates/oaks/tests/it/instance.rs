@@ -3,6 +3,10 @@
 use std::{
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
 };
 
 use anyhow::{Context as _, Result, bail};
@@ -10,23 +14,37 @@ use serde_json::Value;
 use testkit::Host;
 
 pub struct Instance {
-    pub host: Host,
+    pub host: Arc<Host>,
     pub name: String,
+}
+
+/// Cgroups are found by the instance's name, and test hosts share the cgroup file system: no two instances share a name.
+fn new_name() -> String {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    let n = COUNT.fetch_add(1, Ordering::Relaxed);
+    format!("t{:x}x{n}", std::process::id() & 0xffff)
 }
 
 impl Instance {
     /// A host with nothing running yet.
     pub fn new() -> Result<Self> {
-        let host = Host::new()?;
-        std::fs::create_dir_all(host.dir().join("home"))?;
-        Ok(Self {
-            host,
-            name: "oakst".to_owned(),
-        })
+        Self::on(Arc::new(Host::new()?))
+    }
+
+    /// One more instance on a host; nothing runs yet.
+    pub fn on(host: Arc<Host>) -> Result<Self> {
+        let name = new_name();
+        std::fs::create_dir_all(host.dir().join(format!("{name}-home")))?;
+        Ok(Self { host, name })
     }
 
     pub fn data(&self) -> PathBuf {
-        self.host.dir().join("data")
+        self.host.dir().join(&self.name)
+    }
+
+    /// The run folder, as seen inside the host.
+    pub fn run_dir(&self) -> PathBuf {
+        Path::new("/run").join(&self.name)
     }
 
     /// `oaks ARGS` inside the host, with a home folder of its own.
@@ -42,9 +60,10 @@ impl Instance {
         c.env_remove("KUBECONFIG")
             .env_remove("SUDO_UID")
             .env_remove("SUDO_USER");
-        c.env("HOME", self.host.dir().join("home"))
+        c.env("HOME", self.host.dir().join(format!("{}-home", self.name)))
             .env("OAKS_INSTANCE", &self.name)
             .env("OAKS_DATA_DIR", self.data())
+            .env("OAKS_RUN_DIR", self.run_dir())
             .env("OAKS_UPLINK", "none")
             .env("RUST_BACKTRACE", "0");
         c
@@ -105,6 +124,28 @@ impl Instance {
             }
         }
         bail!(text)
+    }
+
+    /// An image `box:1` with busybox, `/www/index.html` and nothing else; no package is downloaded.
+    pub fn build_box(&self) -> Result<()> {
+        let dir = self.host.dir().join(format!("{}-box", self.name));
+        std::fs::create_dir_all(&dir)?;
+        std::fs::write(
+            dir.join("image.yaml"),
+            "name: box:1\nfiles:\n  - { from: busybox, to: /bin/busybox, mode: 493 }\n  - { from: index.html, to: /www/index.html }\n\
+             entrypoint: [/bin/busybox]\ncmd: [httpd, -f, -p, \"80\", -h, /www]\n",
+        )?;
+        std::fs::write(dir.join("index.html"), "a page\n")?;
+        std::fs::copy("/usr/bin/busybox", dir.join("busybox"))
+            .context("busybox-static is missing: cargo xtask setup")?;
+        self.run(&["image", "build", &dir.to_string_lossy()]).map(drop)
+    }
+
+    /// Writes a file that commands in the host can read; its path.
+    pub fn file(&self, name: &str, content: &str) -> Result<String> {
+        let path = self.host.dir().join(format!("{}-{name}", self.name));
+        std::fs::write(&path, content)?;
+        Ok(path.to_string_lossy().into_owned())
     }
 
     pub fn status(&self) -> Result<Value> {

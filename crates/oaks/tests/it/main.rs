@@ -1,5 +1,7 @@
 //! Black-box tests of the one binary: real processes in a host of their own, driven as a user would.
 
+mod arm;
 mod az;
 mod demo;
 mod instance;
+mod kubectl;
