@@ -63,6 +63,16 @@ fn clean_properties(kind: &ResourceType, p: &mut Map<String, Value>) {
             p.remove(f);
         }
     }
+    if kind.path == ["virtualNetworks", "virtualNetworkPeerings"] {
+        for f in [
+            "peeringState",
+            "peeringSyncLevel",
+            "remoteAddressSpace",
+            "remoteVirtualNetworkAddressSpace",
+        ] {
+            p.remove(f);
+        }
+    }
     for (child, array, flat) in children(kind) {
         for e in p
             .get_mut(array)

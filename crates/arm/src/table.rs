@@ -105,6 +105,19 @@ pub const TYPES: &[ResourceType] = &[
     },
     ResourceType {
         provider: "Microsoft.Network",
+        path: &["virtualNetworks", "virtualNetworkPeerings"],
+        storage: Storage::Embedded {
+            plural: "virtualnetworks",
+            array: "virtualNetworkPeerings",
+            flat: false,
+        },
+        versions: NETWORK,
+        writable: true,
+        etag: "etag",
+        actions: &[],
+    },
+    ResourceType {
+        provider: "Microsoft.Network",
         path: &["networkSecurityGroups"],
         storage: Storage::Object {
             plural: "networksecuritygroups",

@@ -147,6 +147,57 @@ impl SubnetView {
     }
 }
 
+/// One half of a peering: an element of `properties.virtualNetworkPeerings[]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeeringView {
+    pub name: String,
+    /// ARM id of the other virtual network.
+    pub remote: String,
+    /// This network's machines may open connections to the other one.
+    pub access: bool,
+    /// So may what this network forwards for others.
+    pub forwarded: bool,
+}
+
+/// The peerings in a virtual network's body. `allowVirtualNetworkAccess` is true unless said otherwise, the other flags false.
+/// # Errors: no name, no remote network, a flag that is no boolean, or gateway transit, which is not served.
+pub fn peerings(body: &Value) -> Result<Vec<PeeringView>, ViewError> {
+    let mut out = Vec::new();
+    for (i, v) in array(&body["properties"]["virtualNetworkPeerings"]).iter().enumerate() {
+        let at = format!("properties.virtualNetworkPeerings[{i}]");
+        let p = &v["properties"];
+        let Some(name) = v["name"].as_str().filter(|n| !n.is_empty()) else {
+            return bad(format!("{at}.name"), "a peering needs a name");
+        };
+        let Some(remote) = p["remoteVirtualNetwork"]["id"].as_str().filter(|s| !s.is_empty()) else {
+            return bad(
+                format!("{at}.properties.remoteVirtualNetwork.id"),
+                "a peering needs the id of the other virtual network",
+            );
+        };
+        let flag = |field: &str, default: bool| match &p[field] {
+            Value::Null => Ok(default),
+            Value::Bool(b) => Ok(*b),
+            _ => bad(format!("{at}.properties.{field}"), "must be true or false"),
+        };
+        for field in ["allowGatewayTransit", "useRemoteGateways"] {
+            if flag(field, false)? {
+                return bad(
+                    format!("{at}.properties.{field}"),
+                    "gateways are not served; leave it false",
+                );
+            }
+        }
+        out.push(PeeringView {
+            name: name.to_owned(),
+            remote: remote.to_owned(),
+            access: flag("allowVirtualNetworkAccess", true)?,
+            forwarded: flag("allowForwardedTraffic", false)?,
+        });
+    }
+    Ok(out)
+}
+
 /// Service name of a subnet that container groups and virtual nodes may use.
 pub const CONTAINER_GROUPS: &str = "Microsoft.ContainerInstance/containerGroups";
 

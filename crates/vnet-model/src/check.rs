@@ -9,7 +9,8 @@ use thiserror::Error;
 
 use crate::address::{Mac, WIRE_SERVER};
 use crate::fabric::{
-    CLUSTER_MARK_MASK, ClusterServicesSpec, EdgeSpec, FabricSpec, FrontendSpec, NicKind, NicSpec, Protocol, VnetSpec,
+    CLUSTER_MARK_MASK, ClusterServicesSpec, EdgeSpec, FabricSpec, FrontendSpec, NicKind, NicSpec, PeerSpec, Protocol,
+    VnetSpec,
 };
 use crate::nsg::NsgError;
 use crate::rules::{self, RuleError};
@@ -55,6 +56,8 @@ pub enum SpecError {
     },
     #[error("vnet {vnet}: {of} names security group {group}, which is not there")]
     NoGroup { vnet: String, of: String, group: String },
+    #[error("vnet {vnet}: peer {peer}: {reason}")]
+    Peer { vnet: String, peer: String, reason: String },
     #[error("edge: {reason}")]
     Edge { reason: String },
 }
@@ -65,6 +68,7 @@ impl SpecError {
         match self {
             Self::Rule { source, .. } => source.code(),
             Self::Group { source, .. } => source.code(),
+            Self::Peer { .. } => "VnetAddressSpacesOverlap",
             Self::NoGroup { .. } => "InvalidResourceReference",
             _ => "InvalidResource",
         }
@@ -83,6 +87,8 @@ struct Seen {
     frontends: BTreeSet<(Ipv4Addr, Protocol, u16)>,
     marks: BTreeSet<u32>,
     clusters: BTreeSet<String>,
+    /// Ranges of the virtual network and of the peers that were admitted, with their owner.
+    ranges: Vec<(String, Ipv4Net)>,
 }
 
 /// Admits the parts of one virtual network one by one; what is refused leaves no trace.
@@ -159,6 +165,33 @@ impl Door<'_> {
                 group: subnet.security_group.clone().unwrap_or_default(),
             }),
         }
+    }
+
+    fn peer(&mut self, peer: &PeerSpec) -> Result<(), SpecError> {
+        let vnet = self.vnet;
+        let fail = |reason: String| SpecError::Peer {
+            vnet: vnet.key.clone(),
+            peer: peer.vnet.clone(),
+            reason,
+        };
+        if peer.vnet == vnet.key {
+            return Err(fail("a virtual network is no peer of itself".to_owned()));
+        }
+        if self.seen.ranges.iter().any(|(of, _)| *of == peer.vnet) {
+            return Err(self.twice("peer", &peer.vnet));
+        }
+        rules::check_prefixes(&peer.prefixes).map_err(|e| fail(e.to_string()))?;
+        let own = vnet.prefixes.iter().map(|p| (&vnet.key, *p));
+        let edge = [self.edge.pool, self.edge.transit].map(|p| (&vnet.key, p));
+        let others = self.seen.ranges.iter().map(|(of, p)| (of, *p));
+        for (of, range) in own.chain(edge).chain(others) {
+            if let Some(prefix) = peer.prefixes.iter().find(|p| rules::overlap(**p, range)) {
+                return Err(fail(format!("its {prefix} overlaps {range} of {of}")));
+            }
+        }
+        let ranges = peer.prefixes.iter().map(|p| (peer.vnet.clone(), *p));
+        self.seen.ranges.extend(ranges);
+        Ok(())
     }
 
     fn cluster(&mut self, c: &ClusterServicesSpec) -> Result<(), SpecError> {
@@ -287,6 +320,7 @@ impl FabricSpec {
                 seen: &mut seen,
             };
             door.network()?;
+            vnet.peers.iter().try_for_each(|p| door.peer(p))?;
             vnet.clusters.iter().try_for_each(|c| door.cluster(c))?;
             vnet.local.iter().try_for_each(|a| door.local(*a))?;
             vnet.nics.iter().try_for_each(|n| door.nic(n))?;
@@ -306,8 +340,9 @@ impl FabricSpec {
                 std::mem::take(&mut vnet.local),
                 std::mem::take(&mut vnet.nics),
                 std::mem::take(&mut vnet.frontends),
+                std::mem::take(&mut vnet.peers),
             );
-            let (mut clusters, mut local, mut nics, mut frontends) = parts;
+            let (mut clusters, mut local, mut nics, mut frontends, mut peers) = parts;
             let mut keep = |result: Result<(), SpecError>| result.map_err(|e| errors.push(e)).is_ok();
             let mut door = Door {
                 edge: &edge,
@@ -317,6 +352,7 @@ impl FabricSpec {
             if !keep(door.network()) {
                 continue;
             }
+            peers.retain(|p| keep(door.peer(p)));
             clusters.retain(|c| keep(door.cluster(c)));
             local.retain(|a| keep(door.local(*a)));
             nics.retain(|n| keep(door.nic(n)));
@@ -326,6 +362,7 @@ impl FabricSpec {
                 local,
                 nics,
                 frontends,
+                peers,
                 ..vnet
             });
         }

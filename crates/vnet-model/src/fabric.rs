@@ -89,6 +89,24 @@ pub struct VnetSpec {
     /// Network security groups that subnets and NICs name.
     #[serde(default)]
     pub security_groups: Vec<SecurityGroupSpec>,
+    /// Virtual networks that this one is peered with. Traffic needs both to name each other.
+    #[serde(default)]
+    pub peers: Vec<PeerSpec>,
+}
+
+/// One half of a peering: what this virtual network knows of the other one and takes from it.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PeerSpec {
+    /// Key of the other virtual network.
+    pub vnet: String,
+    /// Its address space.
+    pub prefixes: Vec<Ipv4Net>,
+    /// Its addresses may open connections here.
+    pub access: bool,
+    /// Addresses outside its space may too: traffic that it forwards. Only with `access`.
+    #[serde(default)]
+    pub forwarded: bool,
 }
 
 #[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
@@ -211,6 +229,21 @@ pub struct ClusterServicesSpec {
 /// Bits of the packet mark that tell the cluster.
 pub const CLUSTER_MARK_MASK: u32 = 0xffff;
 
+impl FabricSpec {
+    /// Pairs of virtual networks that name each other as peers, each pair once.
+    pub fn peered(&self) -> Vec<(&str, &str)> {
+        let named = |a: &VnetSpec, b: &str| self.vnets.iter().any(|v| v.key == b && v.names_peer(&a.key));
+        let halves = self
+            .vnets
+            .iter()
+            .flat_map(|v| v.peers.iter().map(move |p| (v, p.vnet.as_str())));
+        halves
+            .filter(|(v, other)| v.key.as_str() < *other && named(v, other))
+            .map(|(v, other)| (v.key.as_str(), other))
+            .collect()
+    }
+}
+
 impl NicSpec {
     /// The primary address; `None` only in a spec that was not checked.
     pub fn primary(&self) -> Option<Ipv4Addr> {
@@ -232,6 +265,11 @@ impl VnetSpec {
         self.nics.iter().find(|n| n.addresses().any(|a| a == address))
     }
 
+    /// Whether the half of a peering with `other` is here.
+    pub fn names_peer(&self, other: &str) -> bool {
+        self.peers.iter().any(|p| p.vnet == other)
+    }
+
     pub fn security_group(&self, key: &str) -> Option<&SecurityGroupSpec> {
         self.security_groups.iter().find(|g| g.key == key)
     }
@@ -239,7 +277,9 @@ impl VnetSpec {
     /// What the tag `VirtualNetwork` stands for here: disjoint ranges, ascending.
     pub fn tagged_ranges(&self) -> Vec<Ipv4Net> {
         let own = self.prefixes.iter().copied();
-        let mut out = Ipv4Net::aggregate(&own.chain([Ipv4Net::from(WIRE_SERVER)]).collect());
+        let peers = self.peers.iter().flat_map(|p| p.prefixes.iter().copied());
+        let all: Vec<Ipv4Net> = own.chain(peers).chain([Ipv4Net::from(WIRE_SERVER)]).collect();
+        let mut out = Ipv4Net::aggregate(&all);
         out.sort();
         out
     }

@@ -1,6 +1,6 @@
 //! The data plane of one instance on this host.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use vnet_model::rules::overlap;
 
 use crate::attach::{self, NetnsRef, Port};
 use crate::converge::{Handles, Scope, converge};
-use crate::join::{join_host, join_vnet, part_strangers, remember_uplink, unplug_strangers};
+use crate::join::{join_host, join_peers, join_vnet, part_peers, part_strangers, remember_uplink, unplug_strangers};
 use crate::names::{
     EDGE_LINK, EDGE_TABLE, SECURITY_TABLE, VNET_TABLE, edge_pin, host_link, nic_link, pins, vnet_of_pin, vnet_pin,
 };
@@ -136,6 +136,7 @@ impl Fabric {
         }
         report.changes += joined;
         report.changes += remember_uplink(host, &self.instance, uplink.as_deref())?;
+        report.changes += join_all_peers(vnets, &last, spec)?;
         let mut failed = None;
         for vnet in &spec.vnets {
             let (Some(space), Some(slot)) = (vnets.get_mut(&vnet.key), slots.get(&vnet.key)) else {
@@ -473,6 +474,56 @@ impl Space {
             .filter(|a| a.link == link.index)
             .find_map(|a| slot_of(transit, a.address)))
     }
+}
+
+/// Parts those that are no peers any more, then links those that are. A network whose last spec in this process named the
+/// same peers is not looked at for strangers.
+fn join_all_peers(
+    vnets: &mut BTreeMap<String, Space>,
+    last: &BTreeMap<&str, &VnetSpec>,
+    spec: &FabricSpec,
+) -> Result<usize, Error> {
+    let fail = |key: &str| {
+        let key = key.to_owned();
+        |source| Error::Vnet {
+            key,
+            source: Box::new(source),
+        }
+    };
+    let pairs = spec.peered();
+    let mut changes = 0;
+    for vnet in &spec.vnets {
+        let Some(space) = vnets.get_mut(&vnet.key) else {
+            continue;
+        };
+        let key = vnet.key.as_str();
+        let peers: BTreeSet<&str> = pairs
+            .iter()
+            .filter(|(a, b)| *a == key || *b == key)
+            .map(|(a, b)| if *a == key { *b } else { *a })
+            .collect();
+        let before = last
+            .get(key)
+            .map(|v| v.peers.iter().map(|p| p.vnet.as_str()).collect::<BTreeSet<_>>());
+        if before.is_none_or(|b| !b.is_subset(&peers)) {
+            changes += part_peers(&mut space.handles, &peers).map_err(fail(key))?;
+        }
+    }
+    for (a, b) in pairs {
+        // Both ends are changed, so one is taken out meanwhile.
+        let Some(mut far) = vnets.remove(b) else { continue };
+        let joined = match vnets.get_mut(a) {
+            Some(near) => join_peers(&mut near.handles, a, &mut far.handles, b).inspect(|changes| {
+                if *changes > 0 {
+                    (near.plan, far.plan) = (None, None);
+                }
+            }),
+            None => Ok(0),
+        };
+        vnets.insert(b.to_owned(), far);
+        changes += joined.map_err(fail(a))?;
+    }
+    Ok(changes)
 }
 
 fn slot_of(transit: Transit, address: IpNet) -> Option<u32> {

@@ -12,8 +12,11 @@ use vnet_model::fabric::{FabricSpec, VnetSpec};
 
 use crate::Error;
 use crate::converge::Handles;
-use crate::names::{EDGE_LINK, HOST_LINK, LINK_GROUP, host_link, is_nic_link, is_vnet_link, nic_link, vnet_link};
-use crate::plan::{edge_side_mac, host_link_macs, vnet_side_mac};
+use crate::names::{
+    EDGE_LINK, HOST_LINK, LINK_GROUP, host_link, is_nic_link, is_peer_link, is_vnet_link, nic_link, peer_link,
+    vnet_link,
+};
+use crate::plan::{edge_side_mac, host_link_macs, peer_mac, vnet_side_mac};
 use crate::teardown::{restore_note, restore_of};
 
 /// A veth between two namespaces of ours, made whole again if one end is missing; returns the number of changes.
@@ -78,6 +81,23 @@ pub fn join_vnet(edge: &mut Route, vnet: &mut Handles, key: &str) -> Result<usiz
         &mut vnet.route,
         (EDGE_LINK, vnet_side_mac(key)),
     )
+}
+
+/// The link between two peers.
+pub fn join_peers(near: &mut Handles, near_key: &str, far: &mut Handles, far_key: &str) -> Result<usize, Error> {
+    join(
+        &mut near.route,
+        (&peer_link(far_key), peer_mac(near_key, far_key)),
+        &far.ns,
+        &mut far.route,
+        (&peer_link(near_key), peer_mac(far_key, near_key)),
+    )
+}
+
+/// Removes links to virtual networks that are no peers any more.
+pub fn part_peers(handles: &mut Handles, peers: &BTreeSet<&str>) -> Result<usize, Error> {
+    let wanted: BTreeSet<String> = peers.iter().copied().map(peer_link).collect();
+    delete_links(handles, |name| is_peer_link(name) && !wanted.contains(name))
 }
 
 /// Removes ports of NICs that the spec no longer has. `last` is the network as this process applied it before; without

@@ -58,6 +58,15 @@ pub fn is_vnet_link(name: &str) -> bool {
     name.len() == 13 && name.starts_with('v')
 }
 
+/// A virtual network's link to its peer `other`.
+pub fn peer_link(other: &str) -> String {
+    format!("p{:012x}", hash(other) & 0xffff_ffff_ffff)
+}
+
+pub fn is_peer_link(name: &str) -> bool {
+    name.len() == 13 && name.starts_with('p')
+}
+
 pub fn pins(run_dir: &Path) -> PathBuf {
     run_dir.join("netns")
 }

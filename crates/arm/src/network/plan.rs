@@ -49,6 +49,12 @@ pub fn plan(inputs: &Inputs) -> Vec<Write> {
         for o in objects.iter().filter(|o| !o.is_deleting()) {
             let properties = if plural == "resourcegroups" {
                 json!({})
+            } else if plural == "virtualnetworks" {
+                let mut properties = json!({"resourceGuid": guid(&o.spec.id)});
+                if let Some(peerings) = peerings(o, inputs) {
+                    properties["virtualNetworkPeerings"] = peerings;
+                }
+                properties
             } else {
                 json!({"resourceGuid": guid(&o.spec.id)})
             };
@@ -94,6 +100,38 @@ fn push(out: &mut Vec<Write>, plural: &'static str, o: &ArmObject, result: Resul
         object.status = Some(status);
         out.push(Write { plural, object });
     }
+}
+
+/// The state of each half: Connected if the other one is there, Disconnected if it was, Initiated if it never was.
+fn peerings(vnet: &ArmObject, inputs: &Inputs) -> Option<Value> {
+    let halves = resources::views::peerings(&vnet.spec.body)
+        .ok()
+        .filter(|h| !h.is_empty())?;
+    let before = vnet.status.as_ref().map(|s| &s.properties["virtualNetworkPeerings"]);
+    let shown = halves.iter().map(|half| {
+        let remote = inputs
+            .vnets
+            .iter()
+            .find(|v| crate::home::same_id(&v.spec.id, &half.remote) && !v.is_deleting());
+        let was = before
+            .and_then(Value::as_array)
+            .and_then(|list| list.iter().find(|p| p["name"] == half.name.as_str()))
+            .and_then(|p| p["properties"]["peeringState"].as_str());
+        let state = match remote {
+            Some(r) if crate::validate::peering::names(r, &vnet.spec.id) => "Connected",
+            _ if matches!(was, Some("Connected" | "Disconnected")) => "Disconnected",
+            _ => "Initiated",
+        };
+        let mut properties =
+            json!({"peeringState": state, "peeringSyncLevel": "FullyInSync", "provisioningState": "Succeeded"});
+        if let Some(remote) = remote {
+            let space = &remote.spec.body["properties"]["addressSpace"];
+            properties["remoteAddressSpace"] = space.clone();
+            properties["remoteVirtualNetworkAddressSpace"] = space.clone();
+        }
+        json!({"name": half.name, "properties": properties})
+    });
+    Some(shown.collect())
 }
 
 /// Default rules, and who names the group.
@@ -323,6 +361,34 @@ mod tests {
             *list.iter_mut().find(|o| o.name() == w.object.name()).unwrap() = w.object.clone();
         }
         writes
+    }
+
+    #[test]
+    fn peerings_are_connected_while_both_halves_are_there() {
+        let id = |n: &str| format!("/subscriptions/s/resourceGroups/g/providers/Microsoft.Network/virtualNetworks/{n}");
+        let vnet = |n: &str, remote: &str, prefix: &str| {
+            let half = json!({"name": "p", "properties": {"remoteVirtualNetwork": {"id": id(remote)}}});
+            let body = json!({"properties": {"addressSpace": {"addressPrefixes": [prefix]}, "virtualNetworkPeerings": [half]}});
+            ArmObject::new("virtualnetworks", resources::ArmSpec { id: id(n), body })
+        };
+        let mut inputs = Inputs {
+            vnets: vec![vnet("a", "b", "10.1.0.0/16")],
+            ..Inputs::default()
+        };
+        let mut state = |inputs: &mut Inputs| {
+            for w in plan(inputs) {
+                let at = inputs.vnets.iter().position(|v| v.name() == w.object.name()).unwrap();
+                inputs.vnets[at] = w.object;
+            }
+            assert_eq!(plan(inputs), []);
+            let shown = &inputs.vnets[0].status.as_ref().unwrap().properties["virtualNetworkPeerings"][0];
+            shown["properties"]["peeringState"].as_str().unwrap().to_owned()
+        };
+        assert_eq!(state(&mut inputs), "Initiated");
+        inputs.vnets.push(vnet("b", "a", "10.2.0.0/16"));
+        assert_eq!(state(&mut inputs), "Connected");
+        inputs.vnets.pop();
+        assert_eq!(state(&mut inputs), "Disconnected");
     }
 
     #[test]

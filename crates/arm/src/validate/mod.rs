@@ -4,6 +4,7 @@
 
 pub mod aks;
 pub mod network;
+pub mod peering;
 pub mod security;
 
 use resources::{

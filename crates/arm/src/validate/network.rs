@@ -9,7 +9,7 @@ use resources::{
 };
 use serde_json::Value;
 
-use super::{World, security};
+use super::{World, peering, security};
 use crate::{
     error::{Answer, Fault},
     home::{ArmObject, same_id},
@@ -116,6 +116,7 @@ pub fn vnet(id: &ArmId, body: &Value, old: Option<&ArmObject>, world: &World) ->
             ));
         }
     }
+    peering::peerings(id, body, &view, world)?;
     if let Some(old) = old.and_then(|o| VnetView::parse(&o.spec.body).ok()) {
         in_use(id, &old, &view, world)?;
     }

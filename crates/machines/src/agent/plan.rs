@@ -9,14 +9,14 @@ use ipnet::{IpNet, Ipv4Net};
 use resources::{
     LoadBalancer, Machine, NetworkInterface, NetworkSecurityGroup, PublicIPAddress, VirtualNetwork, VirtualNode,
     object_name,
-    views::{NicAddresses, VnetView, lb_frontends, subnet_ref},
+    views::{NicAddresses, PeeringView, VnetView, lb_frontends, peerings, subnet_ref},
 };
 use vnet_model::{
     address::Mac,
     arm::security_rules,
     fabric::{
         BackendSpec, CLUSTER_MARK_MASK, ClusterServicesSpec, DnsSpec, EdgeSpec, FabricSpec, FrontendSpec, IpConfigSpec,
-        NicKind, NicSpec, Protocol, SecurityGroupSpec, SubnetSpec, VnetSpec,
+        NicKind, NicSpec, PeerSpec, Protocol, SecurityGroupSpec, SubnetSpec, VnetSpec,
     },
     nsg::deny_all,
 };
@@ -109,6 +109,7 @@ pub fn plan(world: &World, instance: &str, edge: &EdgeSpec) -> Plan {
             notes.push(format!("NetworkInterface {}: {reason}", nic.name()));
         }
     }
+    add_peers(&world.vnets, &mut vnets, &mut notes);
     for vnet in vnets.values_mut() {
         add_groups(vnet, &world.security_groups, &mut notes);
     }
@@ -224,6 +225,34 @@ fn add_nic(
         ..NicSpec::default()
     });
     Ok(())
+}
+
+/// Peers whose halves are both there. The flags of the half over there say what may come in here.
+fn add_peers(objects: &[VirtualNetwork], vnets: &mut BTreeMap<String, VnetSpec>, notes: &mut Vec<String>) {
+    let mut halves: BTreeMap<(&str, String), PeeringView> = BTreeMap::new();
+    for vnet in objects.iter().filter(|v| v.metadata.deletion_timestamp.is_none()) {
+        match peerings(&vnet.spec.body) {
+            Ok(list) => halves.extend(list.into_iter().map(|h| ((vnet.name(), object_name(&h.remote)), h))),
+            Err(e) => notes.push(format!("VirtualNetwork {}: {e}", vnet.name())),
+        }
+    }
+    for (here, there) in halves.keys() {
+        let Some(other) = halves.get(&(there.as_str(), (*here).to_owned())) else {
+            notes.push(format!("VirtualNetwork {here}: its peer {there} does not name it"));
+            continue;
+        };
+        let Some(prefixes) = vnets.get(there).map(|v| v.prefixes.clone()) else {
+            continue;
+        };
+        if let Some(vnet) = vnets.get_mut(*here) {
+            vnet.peers.push(PeerSpec {
+                vnet: there.clone(),
+                prefixes,
+                access: other.access,
+                forwarded: other.forwarded,
+            });
+        }
+    }
 }
 
 /// The security groups that the network's subnets and NICs name. One that is missing or cannot be read denies everything:
@@ -342,6 +371,31 @@ mod tests {
         assert_eq!(plan.spec.vnets[0].nics[0].primary(), Some(Ipv4Addr::new(10, 240, 0, 4)));
         assert_eq!(plan.spec.vnets[0].frontends[0].backends.len(), 1);
         assert_eq!(plan.spec.edge.endpoints, [Ipv4Addr::new(198, 19, 0, 4)]);
+    }
+
+    #[test]
+    fn two_halves_make_a_peering_and_the_far_flags_hold() {
+        let mut w = world();
+        let far = VNET
+            .replace("networks/v", "networks/w")
+            .replace("Networks/v", "Networks/w");
+        let half = |remote: &str, access: bool| json!([{"name": "p", "properties": {"remoteVirtualNetwork": {"id": remote}, "allowVirtualNetworkAccess": access}}]);
+        let body = json!({"properties": {"addressSpace": {"addressPrefixes": ["10.9.0.0/16"]}}});
+        w.vnets.push(VirtualNetwork::new(
+            object_name(&far),
+            ArmSpec { id: far.clone(), body },
+        ));
+        w.vnets[0].spec.body["properties"]["virtualNetworkPeerings"] = half(&far, true);
+        let one = plan(&w, "t", &EdgeSpec::default());
+        assert!(one.spec.peered().is_empty() && one.notes.len() == 1, "{:?}", one.notes);
+        w.vnets[1].spec.body["properties"]["virtualNetworkPeerings"] = half(VNET, false);
+        let both = plan(&w, "t", &EdgeSpec::default());
+        both.spec.check().unwrap();
+        assert_eq!(both.spec.peered().len(), 1);
+        let here = both.spec.vnets.iter().find(|v| v.key == object_name(VNET)).unwrap();
+        assert_eq!((here.peers[0].access, here.peers[0].prefixes.len()), (false, 1));
+        let there = both.spec.vnets.iter().find(|v| v.key == object_name(&far)).unwrap();
+        assert!(there.peers[0].access);
     }
 
     #[test]

@@ -11,7 +11,7 @@ use vnet_model::WIRE_SERVER;
 use vnet_model::fabric::{EdgeSpec, FrontendSpec, NicKind, Protocol, VnetSpec};
 
 use super::{NamespacePlan, Transit};
-use crate::names::{BALANCER_TABLE, EDGE_LINK, VNET_TABLE, nic_link, vnet_link};
+use crate::names::{BALANCER_TABLE, EDGE_LINK, VNET_TABLE, nic_link, peer_link, vnet_link};
 
 /// Comment of the counting rule for packets whose source is none of their NIC's addresses.
 pub const SPOOFED: &str = "spoofed source";
@@ -31,6 +31,14 @@ pub fn plan_vnet(vnet: &VnetSpec, edge: &EdgeSpec, slot: u32) -> NamespacePlan {
     for prefix in &vnet.prefixes {
         // Addresses that nobody has end here instead of leaving by the default route.
         plan.refuse(*prefix);
+    }
+    for peer in &vnet.peers {
+        let link = peer_link(&peer.vnet);
+        plan.neighbour(&link, PEER_GATEWAY, peer_mac(&peer.vnet, &vnet.key));
+        for prefix in &peer.prefixes {
+            // Refusals go out with an address that the peer does not have itself.
+            plan.route_via(*prefix, &link, PEER_GATEWAY, Some(outward));
+        }
     }
     for nic in &vnet.nics {
         let link = nic_link(&nic.key);
@@ -53,6 +61,14 @@ pub fn plan_vnet(vnet: &VnetSpec, edge: &EdgeSpec, slot: u32) -> NamespacePlan {
         super::security::security(vnet),
     ];
     plan
+}
+
+/// How each end of a link between peers sees the other one.
+const PEER_GATEWAY: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
+
+/// The end in `vnet` of its link to its peer `other`.
+pub fn peer_mac(vnet: &str, other: &str) -> vnet_model::Mac {
+    vnet_model::Mac::derived(&format!("{vnet}/{other}/peer"))
 }
 
 fn protection(vnet: &VnetSpec, outward: Ipv4Addr) -> Table {
@@ -88,12 +104,41 @@ fn protection(vnet: &VnetSpec, outward: Ipv4Addr) -> Table {
         Set::new("inside", [IpSaddr])
             .intervals()
             .with(vnet.prefixes.iter().map(|p| Element::key([Datum::Net(*p)]))),
+        Set::new("peers", [Field::Iifname]).with(vnet.peers.iter().map(|p| Element::key([name(&peer_link(&p.vnet))]))),
+        Set::new("peers-forwarding", [Field::Iifname]).with(
+            vnet.peers
+                .iter()
+                .filter(|p| p.access && p.forwarded)
+                .map(|p| Element::key([name(&peer_link(&p.vnet))])),
+        ),
+        Set::new("peer-sources", [Field::Iifname, IpSaddr]).intervals().with(
+            vnet.peers.iter().filter(|p| p.access).flat_map(|p| {
+                let link = peer_link(&p.vnet);
+                p.prefixes
+                    .iter()
+                    .map(move |n| Element::key([name(&link), Datum::Net(*n)]))
+            }),
+        ),
     ];
     let edge_or_own = |rule: Rule| {
         rule.is_not(Field::Iifname, name(EDGE_LINK))
             .is_not(Field::Iifname, name("lo"))
     };
     table.chains = vec![
+        Chain::regular(
+            "from-peer",
+            [
+                Rule::new().in_set([Field::Iifname, IpSaddr], "peer-sources").accept(),
+                Rule::new()
+                    .in_set([Field::Iifname], "peers-forwarding")
+                    .not_in_set([IpSaddr], "inside")
+                    .accept(),
+                Rule::new()
+                    .counter()
+                    .reject(Reject::AdminProhibited)
+                    .comment("not allowed by the peering"),
+            ],
+        ),
         Chain::base(
             "ports",
             ChainKind::Filter,
@@ -101,6 +146,7 @@ fn protection(vnet: &VnetSpec, outward: Ipv4Addr) -> Table {
             -150,
             [
                 Rule::new().established().accept(),
+                Rule::new().in_set([Field::Iifname], "peers").goto("from-peer"),
                 edge_or_own(Rule::new())
                     .not_in_set([Field::Iifname, IpSaddr], "ports")
                     .counter()
@@ -121,6 +167,7 @@ fn protection(vnet: &VnetSpec, outward: Ipv4Addr) -> Table {
                 Rule::new().established().accept(),
                 Rule::new().iifname("lo").accept(),
                 edge_or_own(Rule::new())
+                    .not_in_set([Field::Iifname], "peers")
                     .in_set([IpDaddr, L4Proto, Field::Dport], "sockets")
                     .accept(),
                 edge_or_own(Rule::new()).in_set([IpDaddr], "local").accept(),
@@ -128,6 +175,22 @@ fn protection(vnet: &VnetSpec, outward: Ipv4Addr) -> Table {
                     .counter()
                     .reject(Reject::AdminProhibited)
                     .comment("no such socket"),
+            ],
+        ),
+        Chain::base(
+            "through",
+            ChainKind::Filter,
+            HookPoint::Forward,
+            0,
+            [
+                Rule::new().established().accept(),
+                // Peerings are not transitive, and lead to nobody's outside.
+                Rule::new()
+                    .in_set([Field::Iifname], "peers")
+                    .not_in_set([IpDaddr], "inside")
+                    .counter()
+                    .reject(Reject::AdminProhibited)
+                    .comment("through a peering"),
             ],
         ),
         Chain::base(
