@@ -196,6 +196,7 @@ mod tests {
         assert_eq!(
             names,
             [
+                "controllerrevisions",
                 "deployments",
                 "deployments/scale",
                 "deployments/status",
@@ -205,7 +206,7 @@ mod tests {
             ]
         );
         assert_eq!(
-            apps["resources"][0]["storageVersionHash"], "8aSe+NMegvE=",
+            apps["resources"][1]["storageVersionHash"], "8aSe+NMegvE=",
             "upstream's hash of apps/v1 Deployment"
         );
         assert!(resource_list(&table, "apps", "v2").is_none());

@@ -21,15 +21,19 @@ pub enum Part {
 
 /// Kinds whose metadata counts generations.
 pub fn has_generation(info: &ResourceInfo) -> bool {
+    // Revisions are records and never change.
+    let record = info.group == "apps" && info.plural == "controllerrevisions";
     info.custom
-        || matches!(
-            (info.group.as_str(), info.plural.as_str()),
-            ("", "pods" | "replicationcontrollers")
-                | (
-                    "apps" | "batch" | "policy" | "networking.k8s.io" | "discovery.k8s.io",
-                    _
-                )
-        )
+        || !record
+            && matches!(
+                (info.group.as_str(), info.plural.as_str()),
+                ("", "pods" | "podtemplates" | "replicationcontrollers")
+                    | ("scheduling.k8s.io", "priorityclasses")
+                    | (
+                        "apps" | "batch" | "policy" | "networking.k8s.io" | "discovery.k8s.io",
+                        _
+                    )
+            )
 }
 
 /// Whether status changes through a subresource only.
@@ -68,7 +72,10 @@ pub fn prepare_create(served: &Served, value: &mut Value) {
         ("", "services") => {
             root.insert("status".into(), json!({"loadBalancer": {}}));
         }
-        ("apps", _) => {
+        ("networking.k8s.io", "ingresses") => {
+            root.insert("status".into(), json!({"loadBalancer": {}}));
+        }
+        ("apps", "deployments" | "replicasets") => {
             root.insert("status".into(), json!({}));
         }
         _ => {}

@@ -447,3 +447,122 @@ async fn collections_are_deleted_by_selector() {
     let (_, left) = api.get(maps).await;
     assert_eq!(left["items"].as_array().unwrap().len(), 1);
 }
+
+#[tokio::test]
+async fn priority_classes_decide_pod_priorities() {
+    let api = api().await;
+    api.post(
+        "/api/v1/namespaces/default/serviceaccounts",
+        json!({"metadata": {"name": "default"}}),
+    )
+    .await;
+    const CLASSES: &str = "/apis/scheduling.k8s.io/v1/priorityclasses";
+    let (_, system) = api.get(&format!("{CLASSES}/system-node-critical")).await;
+    assert_eq!(system["value"], 2_000_001_000);
+    assert_eq!(api.delete(&format!("{CLASSES}/system-node-critical")).await.0, 403);
+    let class = |name: &str, value: i64, default: bool| json!({"metadata": {"name": name}, "value": value, "globalDefault": default});
+    let (code, made) = api.post(CLASSES, class("high", 1000, false)).await;
+    assert_eq!(
+        (code, &made["preemptionPolicy"]),
+        (201, &json!("PreemptLowerPriority")),
+        "{made}"
+    );
+    assert_eq!(api.post(CLASSES, class("too-high", 1_000_000_001, false)).await.0, 422);
+    assert_eq!(api.post(CLASSES, class("system-x", 1, false)).await.0, 422);
+    assert_eq!(api.merge(&format!("{CLASSES}/high"), json!({"value": 7})).await.0, 422);
+    let with = |name: &str, class: &str| {
+        let mut pod = pod(name);
+        pod["spec"]["priorityClassName"] = class.into();
+        pod
+    };
+    let (code, made) = api.post(PODS, with("a", "high")).await;
+    assert_eq!((code, &made["spec"]["priority"]), (201, &json!(1000)), "{made}");
+    let (code, refused) = api.post(PODS, with("b", "none")).await;
+    assert_eq!(code, 403);
+    assert!(
+        refused["message"]
+            .as_str()
+            .unwrap()
+            .contains("no PriorityClass with name none was found"),
+        "{refused}"
+    );
+    assert_eq!(api.post(CLASSES, class("usual", 5, true)).await.0, 201);
+    let (code, second) = api.post(CLASSES, class("usual2", 6, true)).await;
+    assert_eq!(code, 403, "{second}");
+    let (_, made) = api.post(PODS, pod("c")).await;
+    assert_eq!(
+        (&made["spec"]["priority"], &made["spec"]["priorityClassName"]),
+        (&json!(5), &json!("usual"))
+    );
+}
+
+#[tokio::test]
+async fn kinds_that_are_only_kept() {
+    let api = api().await;
+    let class = json!({"metadata": {"name": "web", "annotations": {"ingressclass.kubernetes.io/is-default-class": "true"}},
+        "spec": {"controller": "x.io/ingress"}});
+    let (code, made) = api.post("/apis/networking.k8s.io/v1/ingressclasses", class).await;
+    assert_eq!(code, 201, "{made}");
+    let ingresses = "/apis/networking.k8s.io/v1/namespaces/default/ingresses";
+    let ingress = |path: &str| {
+        json!({"metadata": {"name": "i"}, "spec": {"rules": [{"host": "a.example", "http": {"paths": [
+            {"path": path, "pathType": "Prefix", "backend": {"service": {"name": "s", "port": {"number": 80}}}}]}}]}})
+    };
+    let (code, refused) = api.post(ingresses, ingress("x//y")).await;
+    assert_eq!(code, 422);
+    assert_eq!(
+        refused["message"],
+        "Ingress.networking.k8s.io \"i\" is invalid: [spec.rules[0].http.paths[0].path: Invalid value: \"x//y\": must be \
+         an absolute path, spec.rules[0].http.paths[0].path: Invalid value: \"x//y\": must not contain '//']"
+    );
+    let (code, made) = api.post(ingresses, ingress("/")).await;
+    assert_eq!(
+        (code, &made["spec"]["ingressClassName"]),
+        (201, &json!("web")),
+        "{made}"
+    );
+    assert_eq!(made["status"], json!({"loadBalancer": {}}));
+    let status = json!({"status": {"loadBalancer": {"ingress": [{"ip": "1.2.3.4"}]}}});
+    assert_eq!(api.merge(&format!("{ingresses}/i/status"), status).await.0, 200);
+    let storage = json!({"metadata": {"name": "fast"}, "provisioner": "x.io/disk"});
+    let (code, made) = api.post("/apis/storage.k8s.io/v1/storageclasses", storage).await;
+    assert_eq!(
+        (code, &made["reclaimPolicy"], &made["volumeBindingMode"]),
+        (201, &json!("Delete"), &json!("Immediate"))
+    );
+    assert_eq!(made["metadata"].get("generation"), None);
+    let template =
+        json!({"metadata": {"name": "t"}, "template": {"metadata": {"labels": {"a": "b"}}, "spec": pod("")["spec"]}});
+    let (code, made) = api.post("/api/v1/namespaces/default/podtemplates", template).await;
+    assert_eq!(
+        (code, &made["template"]["spec"]["dnsPolicy"]),
+        (201, &json!("ClusterFirst")),
+        "{made}"
+    );
+    let revisions = "/apis/apps/v1/namespaces/default/controllerrevisions";
+    let revision = json!({"metadata": {"name": "r"}, "revision": 1, "data": {"spec": {"x": 1}}});
+    let (code, made) = api.post(revisions, revision).await;
+    assert_eq!(
+        (code, made.get("status"), &made["data"]["spec"]["x"]),
+        (201, None, &json!(1)),
+        "{made}"
+    );
+    assert_eq!(
+        api.merge(&format!("{revisions}/r"), json!({"data": {"spec": {"x": 2}}}))
+            .await
+            .0,
+        422
+    );
+    assert_eq!(
+        api.post(revisions, json!({"metadata": {"name": "s"}, "revision": 1}))
+            .await
+            .0,
+        422
+    );
+    for absent in [
+        "apps/v1/namespaces/default/statefulsets",
+        "networking.k8s.io/v1/namespaces/default/networkpolicies",
+    ] {
+        assert_eq!(api.get(&format!("/apis/{absent}")).await.0, 404, "{absent}");
+    }
+}

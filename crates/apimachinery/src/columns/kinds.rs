@@ -134,7 +134,7 @@ pub(super) fn columns(group: &str, plural: &str) -> &'static [Column] {
             const { &[NAME, shown("AddressType"), shown("Ports"), shown("Endpoints"), AGE] }
         }
         ("rbac.authorization.k8s.io", "rolebindings" | "clusterrolebindings") => BINDING,
-        _ => const { &[NAME, ("Created At", "date", 0)] },
+        _ => super::classes::columns(group, plural).unwrap_or(const { &[NAME, ("Created At", "date", 0)] }),
     }
 }
 
@@ -210,7 +210,8 @@ pub(super) fn cells(group: &str, plural: &str, o: &Value, now: Timestamp) -> Vec
             ]
         }
         ("rbac.authorization.k8s.io", "rolebindings" | "clusterrolebindings") => binding(o, now),
-        _ => vec![name(), meta::creation_timestamp(o).into()],
+        _ => super::classes::cells(group, plural, o, now)
+            .unwrap_or_else(|| vec![name(), meta::creation_timestamp(o).into()]),
     }
 }
 
@@ -438,7 +439,7 @@ fn selector(o: &Value) -> String {
     }
 }
 
-fn map_text(map: &Value) -> String {
+pub(super) fn map_text(map: &Value) -> String {
     let pairs: Vec<String> = map
         .as_object()
         .into_iter()

@@ -2,6 +2,7 @@
 //!
 //! Cells of wide columns (priority 1) are always there; clients hide them.
 
+mod classes;
 mod duration;
 mod kinds;
 mod path;

@@ -148,3 +148,40 @@ fn ages_have_two_units_at_most() {
         assert_eq!(human_duration(SignedDuration::from_secs(seconds)), want);
     }
 }
+
+#[test]
+fn classes_and_ingresses_show_what_matters() {
+    let at = "2024-01-01T00:00:00Z";
+    let default = json!({"ingressclass.kubernetes.io/is-default-class": "true"});
+    let class = json!({"metadata": {"name": "web", "creationTimestamp": at, "annotations": default},
+        "spec": {"controller": "x.io/i", "parameters": {"apiGroup": "x.io", "kind": "P", "name": "p"}}});
+    assert_eq!(
+        cells("networking.k8s.io", "ingressclasses", class),
+        ["web (default)", "x.io/i", "P.x.io/p", "60m"]
+    );
+    let rules: Vec<Value> = (0..5).map(|i| json!({"host": format!("h{i}")})).collect();
+    let ingress = json!({"metadata": {"name": "i", "creationTimestamp": at}, "spec": {"rules": rules, "tls": [{}]},
+        "status": {"loadBalancer": {"ingress": [{"hostname": "a-long-name.example"}]}}});
+    assert_eq!(
+        cells("networking.k8s.io", "ingresses", ingress),
+        [
+            "i",
+            "<none>",
+            "h0,h1,h2 + 2 more...",
+            "a-long-name.e...",
+            "80, 443",
+            "60m"
+        ]
+    );
+    let owner = json!([{"apiVersion": "apps/v1", "kind": "DaemonSet", "name": "d", "uid": "u", "controller": true}]);
+    let revision = json!({"metadata": {"name": "r", "creationTimestamp": at, "ownerReferences": owner}, "revision": 3});
+    assert_eq!(
+        cells("apps", "controllerrevisions", revision),
+        ["r", "daemonset.apps/d", "3", "60m"]
+    );
+    let storage = json!({"metadata": {"name": "s", "creationTimestamp": at}, "provisioner": "x.io/d"});
+    assert_eq!(
+        cells("storage.k8s.io", "storageclasses", storage),
+        ["s", "x.io/d", "Delete", "Immediate", "false", "60m"]
+    );
+}

@@ -49,6 +49,11 @@ pub fn apply(gvk: &Gvk, object: &mut Value) {
             absent(port, "name", "");
             absent(port, "protocol", "TCP");
         }),
+        ("scheduling.k8s.io", "v1", "PriorityClass") => text(object, "preemptionPolicy", "PreemptLowerPriority"),
+        ("storage.k8s.io", "v1", "StorageClass") => {
+            text(object, "reclaimPolicy", "Delete");
+            text(object, "volumeBindingMode", "Immediate");
+        }
         ("authentication.k8s.io", "v1", "TokenRequest") => absent(child(object, "spec"), "expirationSeconds", 3600),
         _ => {}
     }

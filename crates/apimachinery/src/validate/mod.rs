@@ -2,7 +2,9 @@
 //!
 //! The API server adds what only it knows: whether a namespace may be set, allocations, preconditions.
 
+mod classes;
 mod config;
+mod ingress;
 mod meta;
 pub mod names;
 mod pod;
@@ -18,6 +20,7 @@ use serde_json::Value;
 
 pub use crate::field::{FieldError, FieldErrorKind};
 use crate::gvk::Gvk;
+pub use classes::SYSTEM_PRIORITIES;
 pub use schema::custom;
 
 /// Field errors of an object that is to be created; empty if it is valid.
@@ -27,6 +30,11 @@ pub fn create(gvk: &Gvk, object: &Value) -> Vec<FieldError> {
         meta::create(&mut errors, object, rule);
     }
     content(&mut errors, gvk, object);
+    match (&*gvk.group, &*gvk.version, &*gvk.kind) {
+        ("apps", "v1", "ControllerRevision") => classes::controller_revision(&mut errors, object, true),
+        ("networking.k8s.io", "v1", "Ingress") => ingress::created(&mut errors, object),
+        _ => {}
+    }
     errors.0
 }
 
@@ -51,6 +59,16 @@ pub fn update(gvk: &Gvk, new: &Value, old: &Value) -> Vec<FieldError> {
         {
             errors.invalid("roleRef", new["roleRef"].clone(), "cannot change roleRef");
         }
+        ("apps", "v1", "ControllerRevision") => {
+            classes::controller_revision(&mut errors, new, false);
+            errors.immutable("data", &new["data"], &old["data"]);
+        }
+        ("networking.k8s.io", "v1", "IngressClass") => {
+            let controller = |o: &Value| o["spec"]["controller"].clone();
+            errors.immutable("spec.controller", &controller(new), &controller(old));
+        }
+        ("scheduling.k8s.io", "v1", "PriorityClass") => classes::priority_class_update(&mut errors, new, old),
+        ("storage.k8s.io", "v1", "StorageClass") => classes::storage_class_update(&mut errors, new, old),
         ("discovery.k8s.io", "v1", "EndpointSlice") => {
             errors.immutable("addressType", &new["addressType"], &old["addressType"]);
         }
@@ -68,6 +86,11 @@ fn content(errors: &mut Errors, gvk: &Gvk, object: &Value) {
         ("", "v1", "Node") => config::node(errors, object),
         ("", "v1", "Endpoints") => service::endpoints(errors, object),
         ("", "v1", "Binding") => config::binding(errors, object),
+        ("", "v1", "PodTemplate") => pod::spec(errors, "template.spec", &object["template"]["spec"], true),
+        ("networking.k8s.io", "v1", "Ingress") => ingress::ingress(errors, object),
+        ("networking.k8s.io", "v1", "IngressClass") => classes::ingress_class(errors, object),
+        ("scheduling.k8s.io", "v1", "PriorityClass") => classes::priority_class(errors, object),
+        ("storage.k8s.io", "v1", "StorageClass") => classes::storage_class(errors, object),
         ("apps", "v1", "Deployment") => workload::deployment(errors, object),
         ("apps", "v1", "ReplicaSet") => workload::replica_set(errors, object),
         ("autoscaling", "v1", "Scale") => errors.non_negative("spec.replicas", &object["spec"]["replicas"]),

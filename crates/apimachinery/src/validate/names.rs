@@ -49,6 +49,24 @@ pub fn dns_subdomain(name: &str) -> Vec<String> {
     out
 }
 
+/// `*.` and then a DNS subdomain.
+pub fn wildcard_subdomain(name: &str) -> Vec<String> {
+    let mut out = Vec::new();
+    if name.len() > 253 {
+        out.push(too_long(253));
+    }
+    if !name
+        .strip_prefix("*.")
+        .is_some_and(|rest| rest.split('.').all(label_form))
+    {
+        let rule = "a wildcard DNS-1123 subdomain must start with '*.', followed by a valid DNS subdomain, which must \
+                    consist of lower case alphanumeric characters, '-' or '.' and end with an alphanumeric character";
+        let form = format!("\\*\\.{LABEL}(\\.{LABEL})*");
+        out.push(expression(rule, &form, &["*.example.com"]));
+    }
+    out
+}
+
 /// Any text that can stand in a path.
 pub fn path_segment(name: &str) -> Vec<String> {
     if matches!(name, "." | "..") {

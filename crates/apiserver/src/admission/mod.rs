@@ -4,6 +4,7 @@
 //! services' addresses. What must be unique in the cluster (a service address, a node port) is a *claim*: a key that is
 //! written in the same transaction as the object, so two objects never get the same one.
 
+mod class;
 mod namespace;
 mod pod;
 mod rbac;
@@ -62,6 +63,10 @@ pub fn mutate(cx: &Context, operation: Operation, old: Option<&Value>, new: &mut
     namespace::check_creation(cx, operation, new)?;
     match (operation, cx.served.info.group.as_str(), cx.served.info.plural.as_str()) {
         (Operation::Create, "", "pods") => pod::create(cx, new),
+        (Operation::Create, "networking.k8s.io", "ingresses") => {
+            class::default_ingress_class(cx, new);
+            Ok(())
+        }
         (Operation::Create | Operation::Update(Part::Main), "", "services") => service::complete(cx, old, new),
         _ => Ok(()),
     }
@@ -71,6 +76,7 @@ pub fn mutate(cx: &Context, operation: Operation, old: Option<&Value>, new: &mut
 pub fn validate(cx: &Context, operation: Operation, old: Option<&Value>, new: &Value) -> Result<(), Status> {
     namespace::check_deletion(cx, operation)?;
     rbac::check(cx, operation, old, new)?;
+    class::check(cx, operation, new)?;
     node::restrict(cx, operation, old, new)
 }
 

@@ -113,16 +113,15 @@ fn priority(cx: &Context, pod: &mut Value) -> Result<(), Status> {
     let class = spec
         .get("priorityClassName")
         .and_then(Value::as_str)
-        .unwrap_or_default();
-    let value = match class {
-        "" => 0,
-        "system-cluster-critical" => 2_000_000_000,
-        "system-node-critical" => 2_000_001_000,
-        other => {
-            let why = format!("no PriorityClass with name {other} was found in namespace {namespace}");
-            return Err(Status::forbidden("pods", &name, &why));
-        }
+        .unwrap_or_default()
+        .to_owned();
+    let Some((class, value, policy)) = super::class::priority(&cx.cluster, &class) else {
+        let why = format!("no PriorityClass with name {class} was found in namespace {namespace}");
+        return Err(Status::forbidden("pods", &name, &why));
     };
+    if !class.is_empty() {
+        spec.insert("priorityClassName".into(), class.into());
+    }
     match spec.get("priority").and_then(Value::as_i64) {
         Some(given) if given != value => {
             let why = format!(
@@ -133,8 +132,17 @@ fn priority(cx: &Context, pod: &mut Value) -> Result<(), Status> {
         _ => {}
     }
     spec.insert("priority".into(), value.into());
-    spec.entry("preemptionPolicy")
-        .or_insert_with(|| "PreemptLowerPriority".into());
+    let policy = policy.unwrap_or_else(|| "PreemptLowerPriority".into());
+    match spec.get("preemptionPolicy").and_then(Value::as_str) {
+        Some(given) if given != policy => {
+            let why = format!(
+                "the string value of PreemptionPolicy ({given}) must not be provided in pod spec; priority admission controller computed {policy} from the given PriorityClass name"
+            );
+            return Err(Status::forbidden("pods", &name, &why));
+        }
+        _ => {}
+    }
+    spec.insert("preemptionPolicy".into(), policy.into());
     Ok(())
 }
 

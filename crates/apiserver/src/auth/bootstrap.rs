@@ -4,6 +4,7 @@
 
 use std::sync::Arc;
 
+use apimachinery::validate::SYSTEM_PRIORITIES;
 use apimachinery::{defaults, meta};
 use serde_json::{Value, json};
 use store::{Check, Op};
@@ -22,6 +23,10 @@ pub async fn ensure(cluster: &Arc<Cluster>) -> Result<(), store::Error> {
     let mut objects: Vec<(&str, &str, &str, Value)> = Vec::new();
     for name in NAMESPACES {
         objects.push(("", "v1", "namespaces", json!({"metadata": {"name": name}})));
+    }
+    for (name, value, description) in SYSTEM_PRIORITIES {
+        let class = json!({"metadata": {"name": name}, "value": value, "description": description});
+        objects.push(("scheduling.k8s.io", "v1", "priorityclasses", class));
     }
     for (name, labels, rules, aggregation) in cluster_roles() {
         let mut role =

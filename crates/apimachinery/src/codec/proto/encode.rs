@@ -93,6 +93,8 @@ fn one(table: &TypeTable, out: &mut Vec<u8>, number: u32, ty: &Ty, value: &Value
             wire::put_bytes(&mut inner, 3, text.as_bytes());
             wire::put_bytes(out, number, &inner);
         }
+        // The zero time: null in JSON, which only maps hold.
+        Ty::Time | Ty::MicroTime if value.is_null() => wire::put_bytes(out, number, &[]),
         Ty::Time | Ty::MicroTime => {
             let t = scalar::timestamp(value.as_str().ok_or(None)?).map_err(|_| None)?;
             let nanos = if *ty == Ty::Time {

@@ -25,7 +25,7 @@ fn goldens() -> Vec<(String, Value, Vec<u8>)> {
 fn every_golden_round_trips_both_ways() {
     let table = TypeTable::builtin();
     let all = goldens();
-    assert!(all.len() >= 28);
+    assert!(all.len() >= 56);
     for (name, object, bytes) in all {
         let gvk = Gvk::of(&object).unwrap();
         let strict =
