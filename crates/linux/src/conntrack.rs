@@ -33,6 +33,17 @@ pub struct Conntrack {
     socket: Socket,
 }
 
+/// How a connection's destination was translated.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub struct Translation {
+    /// 6 or 17.
+    pub protocol: u8,
+    /// What the client asked for.
+    pub asked: (Ipv4Addr, u16),
+    /// What it got.
+    pub given: (Ipv4Addr, u16),
+}
+
 /// What names one connection to the kernel.
 struct Connection {
     original: Vec<u8>,
@@ -56,10 +67,22 @@ impl Conntrack {
 
     /// Deletes every connection that has one of the addresses at any of its four places; returns how many those were.
     pub fn forget(&mut self, addresses: &BTreeSet<Ipv4Addr>) -> Result<usize, Error> {
-        const LIST: &str = "list connections";
         if addresses.is_empty() {
             return Ok(0);
         }
+        self.forget_if(|original, reply| touches(original, addresses) || touches(reply, addresses))
+    }
+
+    /// Deletes the connections that were translated in one of these ways; returns how many those were.
+    pub fn forget_translated(&mut self, ways: &BTreeSet<Translation>) -> Result<usize, Error> {
+        if ways.is_empty() {
+            return Ok(0);
+        }
+        self.forget_if(|original, reply| way(original, reply).is_some_and(|w| ways.contains(&w)))
+    }
+
+    fn forget_if(&mut self, hit: impl Fn(&[u8], &[u8]) -> bool) -> Result<usize, Error> {
+        const LIST: &str = "list connections";
         let list = |sequence| {
             let mut bytes = Vec::new();
             frame(
@@ -73,7 +96,7 @@ impl Conntrack {
             );
             bytes
         };
-        let found = self.socket.dump(list, LIST, |frame| Ok(matching(frame, addresses)))?;
+        let found = self.socket.dump(list, LIST, |frame| Ok(matching(frame, &hit)))?;
         let mut deleted = 0;
         for chunk in found.chunks(BATCH) {
             deleted += self.delete(chunk)?;
@@ -120,24 +143,45 @@ impl Conntrack {
     }
 }
 
-fn matching(frame: &Frame<'_>, addresses: &BTreeSet<Ipv4Addr>) -> Option<Connection> {
+fn matching(frame: &Frame<'_>, hit: &impl Fn(&[u8], &[u8]) -> bool) -> Option<Connection> {
     let body = frame.payload.get(4..)?;
     let part = |kind| attributes(body).find(|(k, _)| *k == kind).map(|(_, value)| value);
-    let touches = |tuple: &[u8]| {
-        let ends = attributes(tuple)
-            .filter(|(k, _)| *k == TUPLE_IP)
-            .flat_map(|(_, ip)| attributes(ip));
-        let mut addresses_of = ends.filter_map(|(_, v)| Some(Ipv4Addr::from(<[u8; 4]>::try_from(v).ok()?)));
-        addresses_of.any(|a| addresses.contains(&a))
-    };
     let (original, reply) = (part(TUPLE_ORIGINAL)?, part(TUPLE_REPLY)?);
-    let hit = touches(original) || touches(reply);
-    hit.then(|| {
+    hit(original, reply).then(|| {
         Some(Connection {
             original: original.to_vec(),
             id: part(ID)?.to_vec(),
         })
     })?
+}
+
+fn touches(tuple: &[u8], addresses: &BTreeSet<Ipv4Addr>) -> bool {
+    let ends = attributes(tuple)
+        .filter(|(k, _)| *k == TUPLE_IP)
+        .flat_map(|(_, ip)| attributes(ip));
+    let mut addresses_of = ends.filter_map(|(_, v)| Some(Ipv4Addr::from(<[u8; 4]>::try_from(v).ok()?)));
+    addresses_of.any(|a| addresses.contains(&a))
+}
+
+/// The translation of a connection's destination, also of one that has none (both ends are the same then).
+fn way(original: &[u8], reply: &[u8]) -> Option<Translation> {
+    const TUPLE_PROTOCOL: u16 = 2;
+    const SOURCE: u16 = 1;
+    const DESTINATION: u16 = 2;
+    const PROTOCOL_NUMBER: u16 = 1;
+    const SOURCE_PORT: u16 = 2;
+    const DESTINATION_PORT: u16 = 3;
+    let get = |tuple, nest, kind| {
+        let nested = attributes(tuple).find(|(k, _)| *k == nest).map(|(_, v)| v)?;
+        attributes(nested).find(|(k, _)| *k == kind).map(|(_, v)| v)
+    };
+    let address = |tuple, kind| Some(Ipv4Addr::from(<[u8; 4]>::try_from(get(tuple, TUPLE_IP, kind)?).ok()?));
+    let port = |tuple, kind| Some(u16::from_be_bytes(get(tuple, TUPLE_PROTOCOL, kind)?.try_into().ok()?));
+    Some(Translation {
+        protocol: *get(original, TUPLE_PROTOCOL, PROTOCOL_NUMBER)?.first()?,
+        asked: (address(original, DESTINATION)?, port(original, DESTINATION_PORT)?),
+        given: (address(reply, SOURCE)?, port(reply, SOURCE_PORT)?),
+    })
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::net::Ipv4Addr;
 
 use ipnet::IpNet;
-use linux::conntrack::Conntrack;
+use linux::conntrack::{Conntrack, Translation};
 use linux::netlink::{Address, Link, Neighbour, Request, Route, RouteEntry, RouteKind};
 use linux::netns::NetNs;
 use linux::nft::{Change, Nft, Table};
@@ -55,6 +55,12 @@ impl Handles {
     /// Deletes every connection of these addresses: their next owner shall not inherit any.
     pub fn forget(&mut self, addresses: &BTreeSet<Ipv4Addr>) -> Result<(), Error> {
         self.conntrack.forget(addresses)?;
+        Ok(())
+    }
+
+    /// Deletes the connections that load balancers led these ways.
+    pub fn forget_translated(&mut self, ways: &BTreeSet<Translation>) -> Result<(), Error> {
+        self.conntrack.forget_translated(ways)?;
         Ok(())
     }
 }

@@ -375,7 +375,7 @@ mod tests {
             vnets: vec![vnet("a", "b", "10.1.0.0/16")],
             ..Inputs::default()
         };
-        let mut state = |inputs: &mut Inputs| {
+        let state = |inputs: &mut Inputs| {
             for w in plan(inputs) {
                 let at = inputs.vnets.iter().position(|v| v.name() == w.object.name()).unwrap();
                 inputs.vnets[at] = w.object;

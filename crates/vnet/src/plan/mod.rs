@@ -34,6 +34,7 @@ mod vnet;
 
 pub use edge::{edge_side_mac, host_link_macs, plan_edge, plan_host, vnet_side_mac};
 pub use security::DENIED;
+pub use vnet::ended_ways;
 pub use vnet::{SPOOFED, peer_mac, plan_vnet};
 
 /// What a namespace shall hold. Entries on links that are not there yet wait for them.

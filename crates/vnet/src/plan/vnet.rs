@@ -1,11 +1,13 @@
 //! One virtual network's namespace.
 
+use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
+use linux::conntrack::Translation;
 use linux::nft::{
-    Balance, Chain, ChainKind, Datum, Element, Family, Field, HookPoint, NatTarget, Reject, Rule, Set, Statement, TCP,
-    Table, UDP, Verdict,
+    Balance, CT_STATUS_DNAT, Chain, ChainKind, Datum, Element, Family, Field, HookPoint, NatTarget, Reject, Rule, Set,
+    Statement, TCP, Table, UDP, Verdict,
 };
 use vnet_model::WIRE_SERVER;
 use vnet_model::fabric::{EdgeSpec, FrontendSpec, NicKind, Protocol, VnetSpec};
@@ -239,6 +241,18 @@ fn balancer(vnet: &VnetSpec) -> Table {
         Set::new("empty", place).with(empty.iter().map(|f| Element::key(key(f)))),
         Set::map("dns", [Mark, IpDaddr, L4Proto, Dport], [IpDaddr, Dport]).with(dns),
     ];
+    if !vnet.frontends.is_empty() {
+        let ports = vnet.nics.iter().map(|n| name(&nic_link(&n.key)));
+        let fronts: BTreeSet<Ipv4Addr> = vnet.frontends.iter().map(|f| f.address).collect();
+        table.sets.extend([
+            Set::new("same-port", [Field::Iifname, Field::Oifname]).with(ports.map(|p| Element::key([p.clone(), p]))),
+            Set::map("itself", [Field::CtOriginalIpDaddr], [IpDaddr]).with(
+                fronts
+                    .into_iter()
+                    .map(|a| Element::data([Datum::Ip(a)], [Datum::Ip(a)])),
+            ),
+        ]);
+    }
     let refused = |rule: Rule| rule.in_set(place, "empty");
     table.chains = vec![
         Chain::base(
@@ -262,6 +276,27 @@ fn balancer(vnet: &VnetSpec) -> Table {
             ],
         ),
     ];
+    if !vnet.frontends.is_empty() {
+        // Back to where it came from: without the frontend as its source the answer would not come back here.
+        let hairpin = Rule::new()
+            .then(Statement::CtStatus {
+                mask: CT_STATUS_DNAT,
+                negate: false,
+            })
+            .in_set([Field::Iifname, Field::Oifname], "same-port")
+            .snat(NatTarget::Map {
+                fields: vec![Field::CtOriginalIpDaddr],
+                map: "itself".to_owned(),
+                port: false,
+            });
+        table.chains.push(Chain::base(
+            "hairpin",
+            ChainKind::Nat,
+            HookPoint::Postrouting,
+            95,
+            [hairpin],
+        ));
+    }
     for f in ready {
         let by = if f.client_affinity {
             Balance::Hash(vec![Field::IpSaddr])
@@ -276,6 +311,27 @@ fn balancer(vnet: &VnetSpec) -> Table {
         table.chains.push(Chain::regular(chain(f), [rule]));
     }
     table
+}
+
+/// The ways of load balancers' connections that must not go on from `last` to `next`: datagrams to backends that are gone,
+/// which nobody would ever end, and everything of frontends that are gone. Streams to a backend that is only taken out
+/// end by themselves, so that it can finish them.
+pub fn ended_ways(last: &VnetSpec, next: &VnetSpec) -> BTreeSet<Translation> {
+    let mut out = BTreeSet::new();
+    for old in &last.frontends {
+        let same = |f: &&FrontendSpec| (f.address, f.protocol, f.port) == (old.address, old.protocol, old.port);
+        let now = next.frontends.iter().find(same);
+        let gone = old.backends.iter().filter(|b| match now {
+            None => true,
+            Some(now) => old.protocol == Protocol::Udp && !now.backends.contains(b),
+        });
+        out.extend(gone.map(|b| Translation {
+            protocol: number(old.protocol),
+            asked: (old.address, old.port),
+            given: (b.address, b.port),
+        }));
+    }
+    out
 }
 
 fn number(protocol: Protocol) -> u8 {

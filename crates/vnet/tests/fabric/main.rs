@@ -572,3 +572,61 @@ fn connections_of_a_nic_end_with_it() {
         assert_eq!((forget("10.1.0.5"), forget("10.1.0.4")), (0, 0));
     });
 }
+
+#[test]
+fn a_machine_reaches_itself_through_a_frontend_public_or_internal() {
+    on_a_host(|| {
+        let mut v = vnet("v1", &[nic("a", "10.1.0.4"), nic("b", "10.1.0.5")]);
+        v.nics[0].ip_configs.push(IpConfigSpec {
+            name: "pod".into(),
+            address: ip("10.1.0.9"),
+            primary: false,
+        });
+        v.frontends = vec![
+            frontend("198.19.0.10", 80, &[("10.1.0.4", 8080)]),
+            frontend("198.19.0.10", 81, &[("10.1.0.9", 8080)]),
+            frontend("10.1.0.100", 80, &[("10.1.0.4", 8080)]),
+        ];
+        let spec = fabric_spec(&[v]);
+        let fabric = open();
+        fabric.apply(&spec).unwrap();
+        let [a, b] = ["a", "b"].map(|n| Machine::boot(&fabric, n));
+        a.ip(&["addr", "add", "10.1.0.9/32", "dev", "lo"]);
+        a.echo_callers(8080);
+        // Itself, a pod beside it, and by the internal frontend: the caller is the frontend. Others stay who they are.
+        assert_eq!(a.ask("198.19.0.10:80").unwrap(), "198.19.0.10");
+        assert_eq!(a.ask("198.19.0.10:81").unwrap(), "198.19.0.10");
+        assert_eq!(a.ask("10.1.0.100:80").unwrap(), "10.1.0.100");
+        assert_eq!(b.ask("10.1.0.100:80").unwrap(), "10.1.0.5");
+        assert_eq!(b.ask("198.19.0.10:81").unwrap(), "10.1.0.5");
+        fabric.distrust();
+        assert_eq!(fabric.apply(&spec).unwrap().changes, 0);
+    });
+}
+
+#[test]
+fn datagrams_move_at_once_when_their_backend_goes() {
+    on_a_host(|| {
+        let (fabric, mut spec, a, b) = two_machines();
+        spec.vnets[0].nics.push(nic("c", "10.1.0.6"));
+        let mut front = frontend("198.19.0.10", 53, &[("10.1.0.5", 5353)]);
+        front.protocol = vnet_model::fabric::Protocol::Udp;
+        spec.vnets[0].frontends = vec![front];
+        fabric.apply(&spec).unwrap();
+        let c = Machine::boot(&fabric, "c");
+        let listen = |m: &Machine| {
+            let socket = m.run(|| std::net::UdpSocket::bind("0.0.0.0:5353").unwrap());
+            socket.set_read_timeout(Some(Duration::from_secs(3))).unwrap();
+            socket
+        };
+        let (at_b, at_c) = (listen(&b), listen(&c));
+        let client = a.run(|| std::net::UdpSocket::bind("10.1.0.4:7000").unwrap());
+        let send = || client.send_to(b"x", "198.19.0.10:53").unwrap();
+        send();
+        at_b.recv(&mut [0; 8]).unwrap();
+        spec.vnets[0].frontends[0].backends[0].address = ip("10.1.0.6");
+        fabric.apply(&spec).unwrap();
+        send();
+        at_c.recv(&mut [0; 8]).unwrap();
+    });
+}
