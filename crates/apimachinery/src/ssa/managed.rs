@@ -76,8 +76,11 @@ impl Entry {
             .then_with(|| self.subresource.cmp(&other.subresource))
     }
 
-    fn decode(value: &Value, foreign: bool) -> Option<Entry> {
-        let text = |key: &str| value.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
+    fn decode(mut value: Value, foreign: bool) -> Option<Entry> {
+        let mut text = |key: &str| match value.get_mut(key).map(Value::take) {
+            Some(Value::String(text)) => text,
+            _ => String::new(),
+        };
         let operation = match text("operation").as_str() {
             "Apply" => Operation::Apply,
             "Update" => Operation::Update,
@@ -87,17 +90,20 @@ impl Entry {
         if api_version.is_empty() || text("fieldsType") != "FieldsV1" {
             return None;
         }
-        let set = match value.get("fieldsV1") {
+        let (manager, subresource) = (text("manager"), text("subresource"));
+        let time = Some(text("time")).filter(|t| !t.is_empty());
+        let set = match value.get_mut("fieldsV1").map(Value::take) {
             None | Some(Value::Null) => Set::default(),
-            Some(fields) if foreign => Set::parse(fields)?,
-            Some(fields) => Set(fields.as_object()?.clone()),
+            Some(fields) if foreign => Set::parse(&fields)?,
+            Some(Value::Object(fields)) => Set(fields),
+            Some(_) => return None,
         };
         Some(Entry {
-            manager: text("manager"),
+            manager,
             operation,
             api_version,
-            subresource: text("subresource"),
-            time: Some(text("time")).filter(|t| !t.is_empty()),
+            subresource,
+            time,
             set,
         })
     }
@@ -140,17 +146,18 @@ pub(super) struct Managed {
 
 impl Managed {
     /// Reads what this module wrote; `None` if any entry is malformed.
-    pub(super) fn decode(value: &Value) -> Option<Managed> {
+    pub(super) fn decode(value: Value) -> Option<Managed> {
         Managed::read(value, false)
     }
 
     /// As [`Managed::decode`], for what a client sent.
-    pub(super) fn decode_foreign(value: &Value) -> Option<Managed> {
+    pub(super) fn decode_foreign(value: Value) -> Option<Managed> {
         Managed::read(value, true)
     }
 
-    fn read(value: &Value, foreign: bool) -> Option<Managed> {
-        let entries = value.as_array()?.iter().map(|e| Entry::decode(e, foreign));
+    fn read(value: Value, foreign: bool) -> Option<Managed> {
+        let Value::Array(entries) = value else { return None };
+        let entries = entries.into_iter().map(|e| Entry::decode(e, foreign));
         Some(Managed {
             entries: entries.collect::<Option<_>>()?,
         })
@@ -244,6 +251,8 @@ impl Managed {
         }
         if let Some(last) = last.as_ref().filter(|l| !l.set.is_empty()) {
             merged = managed.prune(table, shape, merged, &last.set);
+            // An object that lost all its fields is gone now; where the configuration names it as empty, it is empty.
+            merged = merge::merge(table, shape, Some(&merged), config);
         }
 
         let mut diff = diff::compare(table, shape, Some(live), Some(&merged));
