@@ -49,7 +49,10 @@ pub fn version() -> Result<String> {
         .skip_while(|l| l.trim() != "[workspace.package]")
         .find_map(|l| l.strip_prefix("version = \""));
     let version = line.and_then(|l| l.split('"').next());
-    Ok(format!("v{}", version.context("Cargo.toml has no workspace.package.version")?))
+    Ok(format!(
+        "v{}",
+        version.context("Cargo.toml has no workspace.package.version")?
+    ))
 }
 
 /// Makes `azure-vnet-cni-linux-amd64-<version>.tgz`, its `.sha256` and the installer beside it; returns the archive.
@@ -71,7 +74,17 @@ pub fn cni(out: &Path) -> Result<PathBuf> {
     let archive = out.join(&name);
     let (target, folder) = (archive.to_string_lossy(), stage.to_string_lossy());
     // Without time and name in gzip's header the same files give the same archive.
-    let mut args = vec!["-I", "gzip -n -9", "-cf", &target, "-C", &folder, "--owner=0", "--group=0", "--numeric-owner"];
+    let mut args = vec![
+        "-I",
+        "gzip -n -9",
+        "-cf",
+        &target,
+        "-C",
+        &folder,
+        "--owner=0",
+        "--group=0",
+        "--numeric-owner",
+    ];
     args.extend(["--sort=name", "--mtime=@0"]);
     args.extend(files);
     args.push("SHA256SUMS");
@@ -87,7 +100,10 @@ pub fn cni(out: &Path) -> Result<PathBuf> {
 
 /// Lines as `sha256sum` writes them.
 fn sums(dir: &Path, files: &[&str]) -> Result<String> {
-    let paths: Vec<String> = files.iter().map(|f| dir.join(f).to_string_lossy().into_owned()).collect();
+    let paths: Vec<String> = files
+        .iter()
+        .map(|f| dir.join(f).to_string_lossy().into_owned())
+        .collect();
     let text = sh::read("sha256sum", &paths.iter().map(String::as_str).collect::<Vec<_>>())?;
     let prefix = format!("{}/", dir.display());
     Ok(format!("{}\n", text.replace(&prefix, "")))

@@ -4,6 +4,7 @@
 
 mod codegen;
 mod dist;
+mod platform;
 mod setup;
 mod sh;
 mod test;
@@ -20,6 +21,7 @@ cargo xtask <verb>
   tidy     structure, formats, lints (fast)
   setup    only the set-up of `test` and `up`
   dist cni the plug-ins' archive, below target/dist
+  bench platform [--json]   release build; five rounds of up, demo and `oaks bench` in a host of their own
   codegen types   regenerate the committed Kubernetes type table (needs the go tool)
 ";
 
@@ -31,6 +33,7 @@ fn main() -> Result<()> {
         "up" => up::run(&rest),
         "test" => test::run(&rest),
         "tidy" => tidy::run(&rest),
+        "bench" if rest.first().is_some_and(|part| part == "platform") => platform::run(&rest[1..]),
         "codegen" => codegen::run(&rest),
         "dist" => dist::run(&rest),
         "setup" => setup::run(&rest),

@@ -178,6 +178,14 @@ impl Arm {
         Ok(self.call(Method::GET, &path, None).await?.2)
     }
 
+    /// DELETE and wait until it is gone.
+    pub async fn delete(&self, id: &str, api_version: &str) -> Result<()> {
+        let (_, poll, first) = self
+            .call(Method::DELETE, &format!("{id}?api-version={api_version}"), None)
+            .await?;
+        self.finish(poll, &first).await.with_context(|| format!("DELETE {id}"))
+    }
+
     async fn finish(&self, poll: Option<String>, first: &Value) -> Result<()> {
         let state = first["properties"]["provisioningState"].as_str().unwrap_or("Succeeded");
         let Some(poll) = poll.filter(|_| first.is_null() || !matches!(state, "Succeeded")) else {

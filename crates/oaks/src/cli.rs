@@ -78,6 +78,15 @@ pub enum Verb {
         #[arg(long)]
         json: bool,
     },
+    /// Measure the running instance: clusters, pods, memory; in a resource group of its own.
+    Bench {
+        /// Folder with the image recipe that the pods run.
+        #[arg(long, default_value = "demo/store")]
+        image: PathBuf,
+        /// One JSON object per line.
+        #[arg(long)]
+        json: bool,
+    },
     /// Run the API server, controllers and ARM in the foreground (started by `up`).
     Server(UpArgs),
     /// Run the host agent in the foreground (started by `up`).
@@ -278,6 +287,7 @@ pub fn run() -> Result<()> {
         Verb::Image(ImageVerb::List { output }) => crate::image::list(&settings(None)?, *output),
         Verb::Az { print } => crate::az::run(&settings(None)?, *print),
         Verb::Demo { dir, json } => block_on(crate::demo::run(&settings(None)?, dir, *json)),
+        Verb::Bench { image, json } => block_on(crate::bench::run(&settings(None)?, image, *json)),
         Verb::Server(args) => service(crate::server::run(&settings(Some(args))?)),
         Verb::Host(args) => service(crate::host::run(&settings(Some(args))?)),
         Verb::Node { config } => service(crate::node::run(config)),

@@ -2,6 +2,7 @@
 
 mod access;
 mod az;
+mod bench;
 mod cli;
 mod control_planes;
 mod demo;
