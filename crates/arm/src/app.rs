@@ -100,12 +100,13 @@ impl App {
     }
 
     pub async fn world(&self) -> Result<World, Error> {
-        let [vnets, nics, clusters, security_groups] = WORLD_PLURALS;
+        let [vnets, nics, clusters, security_groups, route_tables] = WORLD_PLURALS;
         Ok(World {
             vnets: self.home.list(vnets).await?,
             nics: self.home.list(nics).await?,
             clusters: self.home.list(clusters).await?,
             security_groups: self.home.list(security_groups).await?,
+            route_tables: self.home.list(route_tables).await?,
             public_pool: self.public_pool,
         })
     }

@@ -58,6 +58,9 @@ fn clean_properties(kind: &ResourceType, p: &mut Map<String, Value>) {
             p.remove(*f);
         }
     }
+    if kind.path == ["routeTables"] {
+        p.remove("subnets");
+    }
     if kind.path == ["networkSecurityGroups"] {
         for f in ["defaultSecurityRules", "subnets", "networkInterfaces"] {
             p.remove(f);

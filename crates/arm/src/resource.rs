@@ -421,6 +421,9 @@ async fn check_delete(app: &App, object: &ArmObject) -> Answer<()> {
         );
         return Err(Fault::conflict("OperationNotAllowed", message));
     }
+    if object.kind == "RouteTable" {
+        validate::routes::delete_table(object, &app.world().await?)?;
+    }
     if object.kind == "NetworkSecurityGroup" {
         validate::security::delete_group(object, &app.world().await?)?;
     }

@@ -142,6 +142,28 @@ pub const TYPES: &[ResourceType] = &[
     },
     ResourceType {
         provider: "Microsoft.Network",
+        path: &["routeTables"],
+        storage: Storage::Object { plural: "routetables" },
+        versions: NETWORK,
+        writable: true,
+        etag: "etag",
+        actions: &[],
+    },
+    ResourceType {
+        provider: "Microsoft.Network",
+        path: &["routeTables", "routes"],
+        storage: Storage::Embedded {
+            plural: "routetables",
+            array: "routes",
+            flat: false,
+        },
+        versions: NETWORK,
+        writable: true,
+        etag: "etag",
+        actions: &[],
+    },
+    ResourceType {
+        provider: "Microsoft.Network",
         path: &["networkInterfaces"],
         storage: Storage::Object {
             plural: "networkinterfaces",

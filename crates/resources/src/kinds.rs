@@ -142,6 +142,10 @@ kind!(
     /// `Microsoft.Network/networkSecurityGroups`; rules live in the body (`properties.securityRules[]`).
     NetworkSecurityGroup, "networksecuritygroups", ArmSpec, ArmStatus
 );
+kind!(
+    /// `Microsoft.Network/routeTables`; routes live in the body (`properties.routes[]`).
+    RouteTable, "routetables", ArmSpec, ArmStatus
+);
 kind!(ManagedCluster, "managedclusters", ArmSpec, ArmStatus);
 kind!(AgentPool, "agentpools", ArmSpec, ArmStatus);
 kind!(
@@ -302,6 +306,13 @@ pub const KINDS: &[KindInfo] = &[
         plural: "networksecuritygroups",
         singular: "networksecuritygroup",
         short_names: &["nsg"],
+        columns: &[STATE, ID],
+    },
+    KindInfo {
+        kind: "RouteTable",
+        plural: "routetables",
+        singular: "routetable",
+        short_names: &[],
         columns: &[STATE, ID],
     },
     KindInfo {

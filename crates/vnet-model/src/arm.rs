@@ -2,7 +2,9 @@
 //! same.
 
 use serde_json::{Value, json};
+use thiserror::Error;
 
+use crate::fabric::{NextHop, RouteSpec};
 use crate::nsg::{Access, Direction, NsgError, Peers, RuleProtocol, SecurityRule, parse_peers, parse_ports};
 
 /// Rules of one group at most.
@@ -97,6 +99,72 @@ pub fn security_rules(body: &Value) -> Result<Vec<SecurityRule>, (Option<usize>,
     Ok(rules)
 }
 
+/// A route that is not valid.
+#[derive(Clone, Debug, Error, Eq, PartialEq)]
+pub enum RouteError {
+    #[error("route {route}: {text:?} is not an IPv4 address prefix")]
+    Prefix { route: String, text: String },
+    #[error("route {route}: next hop type {text:?} is not one of VnetLocal, Internet, None, VirtualAppliance")]
+    HopType { route: String, text: String },
+    #[error("route {route}: a VirtualAppliance needs nextHopIpAddress, and nothing else may have one; it is {text:?}")]
+    HopAddress { route: String, text: String },
+    #[error("routes {a} and {b} have the same address prefix")]
+    Conflict { a: String, b: String },
+}
+
+impl RouteError {
+    /// ARM's error code.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Prefix { .. } => "InvalidAddressPrefixFormat",
+            Self::HopType { .. } => "InvalidNextHopType",
+            Self::HopAddress { .. } => "InvalidNextHopIpAddress",
+            Self::Conflict { .. } => "RouteConflict",
+        }
+    }
+}
+
+/// Reads and checks `properties.routes` of a route table's body; the error comes with the place of its route.
+pub fn routes(body: &Value) -> Result<Vec<RouteSpec>, (usize, RouteError)> {
+    let list = body["properties"]["routes"].as_array().map_or(&[][..], Vec::as_slice);
+    let mut out: Vec<(String, RouteSpec)> = Vec::new();
+    for (n, element) in list.iter().enumerate() {
+        let spec = route(element).map_err(|e| (n, e))?;
+        let b = element["name"].as_str().unwrap_or_default().to_owned();
+        if let Some((a, _)) = out.iter().find(|(_, o)| o.prefix == spec.prefix) {
+            return Err((n, RouteError::Conflict { a: a.clone(), b }));
+        }
+        out.push((b, spec));
+    }
+    Ok(out.into_iter().map(|(_, spec)| spec).collect())
+}
+
+fn route(element: &Value) -> Result<RouteSpec, RouteError> {
+    let p = &element["properties"];
+    let route = element["name"].as_str().unwrap_or_default().to_owned();
+    let text = |field: &str| p[field].as_str().unwrap_or_default().to_owned();
+    let prefix = crate::rules::parse_prefix(&text("addressPrefix")).map_err(|_| RouteError::Prefix {
+        route: route.clone(),
+        text: text("addressPrefix"),
+    })?;
+    let address = text("nextHopIpAddress");
+    let kind = text("nextHopType");
+    let next_hop = match kind.to_ascii_lowercase().as_str() {
+        "vnetlocal" => NextHop::VnetLocal,
+        "internet" => NextHop::Internet,
+        "none" => NextHop::None,
+        "virtualappliance" => match address.parse() {
+            Ok(address) => NextHop::VirtualAppliance(address),
+            Err(_) => return Err(RouteError::HopAddress { route, text: address }),
+        },
+        _ => return Err(RouteError::HopType { route, text: kind }),
+    };
+    if !address.is_empty() && !matches!(next_hop, NextHop::VirtualAppliance(_)) {
+        return Err(RouteError::HopAddress { route, text: address });
+    }
+    Ok(RouteSpec { prefix, next_hop })
+}
+
 /// A default rule as ARM shows it below the group with this id.
 pub fn show_default_rule(rule: &SecurityRule, group_id: &str) -> Value {
     let peers = |p: &Peers| match p {
@@ -147,6 +215,37 @@ mod tests {
         assert_eq!(r.source, Peers::Internet);
         assert_eq!(r.destination_ports, [(80, 80), (8000, 8100)]);
         assert!(r.source_ports.is_empty());
+    }
+
+    #[test]
+    fn routes_are_read_and_their_mistakes_have_codes() {
+        let body = |list: &[(&str, &str, &str)]| {
+            let one = |(n, (prefix, kind, ip)): (usize, &(&str, &str, &str))| {
+                json!({"name": format!("r{n}"), "properties":
+                    {"addressPrefix": prefix, "nextHopType": kind, "nextHopIpAddress": ip}})
+            };
+            json!({"properties": {"routes": list.iter().enumerate().map(one).collect::<Vec<Value>>()}})
+        };
+        let read = routes(&body(&[
+            ("0.0.0.0/0", "virtualAppliance", "10.0.0.4"),
+            ("10.1.0.0/16", "None", ""),
+        ]));
+        let read = read.unwrap();
+        assert_eq!(read[0].next_hop, NextHop::VirtualAppliance([10, 0, 0, 4].into()));
+        assert_eq!(read[1].next_hop, NextHop::None);
+        for (list, code) in [
+            (&[("Storage", "None", "")][..], "InvalidAddressPrefixFormat"),
+            (&[("10.0.0.1/8", "None", "")], "InvalidAddressPrefixFormat"),
+            (&[("10.0.0.0/8", "VirtualNetworkGateway", "")], "InvalidNextHopType"),
+            (&[("10.0.0.0/8", "VirtualAppliance", "")], "InvalidNextHopIpAddress"),
+            (&[("10.0.0.0/8", "Internet", "10.0.0.4")], "InvalidNextHopIpAddress"),
+            (
+                &[("10.0.0.0/8", "None", ""), ("10.0.0.0/8", "Internet", "")],
+                "RouteConflict",
+            ),
+        ] {
+            assert_eq!(routes(&body(list)).unwrap_err().1.code(), code, "{list:?}");
+        }
     }
 
     #[test]

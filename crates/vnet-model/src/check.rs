@@ -56,6 +56,8 @@ pub enum SpecError {
     },
     #[error("vnet {vnet}: {of} names security group {group}, which is not there")]
     NoGroup { vnet: String, of: String, group: String },
+    #[error("vnet {vnet}: {of} names route table {table}, which is not there")]
+    NoTable { vnet: String, of: String, table: String },
     #[error("vnet {vnet}: peer {peer}: {reason}")]
     Peer { vnet: String, peer: String, reason: String },
     #[error("edge: {reason}")]
@@ -69,7 +71,7 @@ impl SpecError {
             Self::Rule { source, .. } => source.code(),
             Self::Group { source, .. } => source.code(),
             Self::Peer { .. } => "VnetAddressSpacesOverlap",
-            Self::NoGroup { .. } => "InvalidResourceReference",
+            Self::NoGroup { .. } | Self::NoTable { .. } => "InvalidResourceReference",
             _ => "InvalidResource",
         }
     }
@@ -155,6 +157,24 @@ impl Door<'_> {
                 group: group.key.clone(),
                 source,
             })?;
+        }
+        let mut tables = BTreeSet::new();
+        for table in &vnet.route_tables {
+            if !tables.insert(table.key.as_str()) {
+                return Err(self.twice("route table", &table.key));
+            }
+            let mut prefixes = BTreeSet::new();
+            if let Some(route) = table.routes.iter().find(|r| !prefixes.insert(r.prefix)) {
+                return Err(self.twice("route", &route.prefix.to_string()));
+            }
+        }
+        let lost = |s: &&crate::fabric::SubnetSpec| s.route_table.as_deref().is_some_and(|t| !tables.contains(t));
+        if let Some(subnet) = vnet.subnets.iter().find(lost) {
+            return Err(SpecError::NoTable {
+                vnet: vnet.key.clone(),
+                of: subnet.name.clone(),
+                table: subnet.route_table.clone().unwrap_or_default(),
+            });
         }
         let missing = |s: &&crate::fabric::SubnetSpec| s.security_group.as_deref().is_some_and(|g| !keys.contains(g));
         match vnet.subnets.iter().find(missing) {

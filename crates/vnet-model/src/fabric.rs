@@ -92,6 +92,39 @@ pub struct VnetSpec {
     /// Virtual networks that this one is peered with. Traffic needs both to name each other.
     #[serde(default)]
     pub peers: Vec<PeerSpec>,
+    /// Route tables that subnets name.
+    #[serde(default)]
+    pub route_tables: Vec<RouteTableSpec>,
+}
+
+/// Routes that a subnet's NICs have besides the system's; the longest prefix wins, and at equal length these.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RouteTableSpec {
+    pub key: String,
+    /// Each prefix once.
+    #[serde(default)]
+    pub routes: Vec<RouteSpec>,
+}
+
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RouteSpec {
+    pub prefix: Ipv4Net,
+    pub next_hop: NextHop,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum NextHop {
+    /// As the system routes inside the virtual network and to its peers; what is outside of both is refused.
+    VnetLocal,
+    /// Outward by the edge.
+    Internet,
+    /// Refused.
+    None,
+    /// To the NIC that holds the address, which must forward; refused while there is none.
+    VirtualAppliance(Ipv4Addr),
 }
 
 /// One half of a peering: what this virtual network knows of the other one and takes from it.
@@ -117,6 +150,9 @@ pub struct SubnetSpec {
     /// Key of a security group of the virtual network.
     #[serde(default)]
     pub security_group: Option<String>,
+    /// Key of a route table of the virtual network.
+    #[serde(default)]
+    pub route_table: Option<String>,
 }
 
 /// A network security group: its own rules; the default ones are understood.
@@ -146,6 +182,9 @@ pub struct NicSpec {
     /// Key of a security group of the virtual network.
     #[serde(default)]
     pub security_group: Option<String>,
+    /// It may send with any source, and gets what routes lead to it.
+    #[serde(default)]
+    pub ip_forwarding: bool,
 }
 
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]

@@ -1,7 +1,7 @@
 //! VNet, NIC, NSG and route types, IPAM, wire-server XML, NSG evaluator. No IO.
 //!
 //! * [`address`]: MAC addresses and the fabric's well-known addresses.
-//! * [`arm`]: ARM's bodies of security rules, read and shown.
+//! * [`arm`]: ARM's bodies of security rules and routes, read and shown.
 //! * [`rules`]: what a virtual network and its subnets must satisfy, with ARM's error codes.
 //! * [`ipam`]: who holds which address of a subnet.
 //! * [`interfaces`]: the wire server's interface information, rendered and parsed.

@@ -2,16 +2,17 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::Ipv4Addr;
+use std::ops::RangeInclusive;
 
 use ipnet::IpNet;
 use linux::conntrack::{Conntrack, Translation};
-use linux::netlink::{Address, Link, Neighbour, Request, Route, RouteEntry, RouteKind};
+use linux::netlink::{Address, Link, Neighbour, Request, Route, RouteEntry, RouteKind, RoutingRule};
 use linux::netns::NetNs;
 use linux::nft::{Change, Nft, Table};
 use linux::sysctl;
 
 use crate::Error;
-use crate::plan::{NamespacePlan, PlannedAddress, PlannedNeighbour, PlannedRoute};
+use crate::plan::{NamespacePlan, PlannedAddress, PlannedNeighbour, PlannedRoute, PlannedRule};
 
 /// Which links of the namespace are ours to rule over.
 #[derive(Clone, Copy)]
@@ -25,6 +26,9 @@ pub enum Scope<'a> {
 /// Number of `main` and of routes that were not made by the kernel itself.
 const TABLE_MAIN: u32 = 254;
 const PROTOCOL_KERNEL: u8 = 2;
+/// Tables of subnets, and where their rules stand: between the kernel's for `local` and `main`.
+const OWN_TABLES: RangeInclusive<u32> = 1000..=1999;
+const RULE_PRIORITY: u32 = 10000;
 
 /// Sockets of one namespace, kept open: opening costs more than a request.
 pub struct Handles {
@@ -120,6 +124,7 @@ struct Entries {
     addresses: BTreeSet<Address>,
     neighbours: BTreeSet<Neighbour>,
     routes: BTreeSet<RouteEntry>,
+    rules: BTreeSet<RoutingRule>,
 }
 
 impl Entries {
@@ -152,6 +157,7 @@ impl Entries {
             addresses: plan.addresses.iter().filter_map(address).collect(),
             neighbours: plan.neighbours.iter().filter_map(neighbour).collect(),
             routes: plan.routes.iter().filter_map(|r| entry(r, index)).collect(),
+            rules: plan.rules.iter().map(rule).collect(),
         }
     }
 
@@ -161,7 +167,9 @@ impl Entries {
             Scope::All => true,
             Scope::Link(name) => link.is_some() && links.iter().any(|l| l.name == name && Some(l.index) == link),
         };
-        let made = |r: &RouteEntry| r.table == TABLE_MAIN && r.protocol != PROTOCOL_KERNEL && ours(r.link);
+        let made = |r: &RouteEntry| {
+            (r.table == TABLE_MAIN || OWN_TABLES.contains(&r.table)) && r.protocol != PROTOCOL_KERNEL && ours(r.link)
+        };
         let v4 = |a: &IpNet| matches!(a, IpNet::V4(_));
         Ok(Self {
             addresses: route
@@ -179,12 +187,21 @@ impl Entries {
                 .into_iter()
                 .filter(|r| v4(&r.destination) && made(r))
                 .collect(),
+            rules: match scope {
+                Scope::All => route
+                    .rules()?
+                    .into_iter()
+                    .filter(|r| r.priority == RULE_PRIORITY)
+                    .collect(),
+                Scope::Link(_) => BTreeSet::new(),
+            },
         })
     }
 
     /// The requests that lead from these entries to `wanted`, deletions first.
     fn requests_to(&self, wanted: &Self) -> Vec<Request> {
         let mut out: Vec<Request> = Vec::new();
+        out.extend(self.rules.difference(&wanted.rules).map(Request::delete_rule));
         out.extend(
             self.addresses
                 .difference(&wanted.addresses)
@@ -196,11 +213,12 @@ impl Entries {
                 .map(Request::delete_neighbour),
         );
         // A route to the same place is replaced by its addition, so only places that no longer have one are deleted.
-        let places: BTreeSet<(IpNet, u32)> = wanted.routes.iter().map(|r| (r.destination, r.metric)).collect();
+        let place = |r: &RouteEntry| (r.table, r.destination, r.metric);
+        let places: BTreeSet<_> = wanted.routes.iter().map(place).collect();
         let stale = self
             .routes
             .difference(&wanted.routes)
-            .filter(|r| !places.contains(&(r.destination, r.metric)));
+            .filter(|r| !places.contains(&place(r)));
         out.extend(stale.map(Request::delete_route));
         out.extend(wanted.addresses.difference(&self.addresses).map(Request::add_address));
         out.extend(
@@ -213,6 +231,8 @@ impl Entries {
         let mut fresh: Vec<&RouteEntry> = wanted.routes.difference(&self.routes).collect();
         fresh.sort_by_key(|r| r.gateway.is_some());
         out.extend(fresh.into_iter().map(Request::add_route));
+        // A rule counts once its table is complete.
+        out.extend(wanted.rules.difference(&self.rules).map(Request::add_rule));
         out
     }
 }
@@ -229,6 +249,7 @@ fn since(route: &mut Route, known: &NamespacePlan, plan: &NamespacePlan) -> Resu
         addresses: a.addresses.difference(&b.addresses).cloned().collect(),
         neighbours: a.neighbours.difference(&b.neighbours).cloned().collect(),
         routes: a.routes.difference(&b.routes).cloned().collect(),
+        rules: a.rules.difference(&b.rules).copied().collect(),
         ..NamespacePlan::default()
     };
     let (gone, come) = (only(known, plan), only(plan, known));
@@ -237,6 +258,15 @@ fn since(route: &mut Route, known: &NamespacePlan, plan: &NamespacePlan) -> Resu
     }
     let links = route.links()?;
     Ok(Entries::planned(&gone, &links).requests_to(&Entries::planned(&come, &links)))
+}
+
+fn rule(rule: &PlannedRule) -> RoutingRule {
+    RoutingRule {
+        priority: RULE_PRIORITY,
+        mark: rule.mark,
+        mask: rule.mask,
+        table: rule.table,
+    }
 }
 
 /// The route with its link's index; `None` while the link is not there.
@@ -248,5 +278,6 @@ fn entry(route: &PlannedRoute, index: impl Fn(&str) -> Option<u32>) -> Option<Ro
     };
     debug_assert!(route.link.is_some() || route.kind != RouteKind::Unicast);
     out.source = route.source;
+    out.table = route.table.unwrap_or(TABLE_MAIN);
     Some(out)
 }

@@ -13,6 +13,8 @@ pub const VNET_TABLE: &str = "oaks-vnet";
 pub const BALANCER_TABLE: &str = "oaks-lb";
 /// Table of security groups in a virtual network's namespace.
 pub const SECURITY_TABLE: &str = "oaks-nsg";
+/// Table that marks packets for route tables in a virtual network's namespace.
+pub const ROUTES_TABLE: &str = "oaks-routes";
 /// Table of the edge's namespace.
 pub const EDGE_TABLE: &str = "oaks-edge";
 /// Links that one request can delete together.

@@ -9,7 +9,9 @@ use std::{sync::Arc, time::Duration};
 
 use ipnet::IpNet;
 use reconcile::{Error, Informers};
-use resources::{LoadBalancer, NetworkInterface, NetworkSecurityGroup, PublicIPAddress, ResourceGroup, VirtualNetwork};
+use resources::{
+    LoadBalancer, NetworkInterface, NetworkSecurityGroup, PublicIPAddress, ResourceGroup, RouteTable, VirtualNetwork,
+};
 use stdx::{BackoffPolicy, Rng, Shutdown};
 use tokio::sync::Notify;
 
@@ -32,6 +34,7 @@ pub async fn run(home: Home, informers: Informers, pool: Option<IpNet>, shutdown
     informers.get::<PublicIPAddress>().on_change(wake());
     informers.get::<LoadBalancer>().on_change(wake());
     informers.get::<NetworkSecurityGroup>().on_change(wake());
+    informers.get::<RouteTable>().on_change(wake());
     let mut failures = 0u32;
     let mut rng = Rng::from_entropy();
     loop {
@@ -67,6 +70,7 @@ async fn pass(home: &Home, pool: Option<IpNet>) -> Result<(), Error> {
         public_ips: home.list("publicipaddresses").await?,
         load_balancers: home.list("loadbalancers").await?,
         security_groups: home.list("networksecuritygroups").await?,
+        route_tables: home.list("routetables").await?,
         pool,
     };
     let mut result = Ok(());

@@ -25,6 +25,7 @@ pub struct Inputs {
     pub public_ips: Vec<ArmObject>,
     pub load_balancers: Vec<ArmObject>,
     pub security_groups: Vec<ArmObject>,
+    pub route_tables: Vec<ArmObject>,
     /// Pool of public addresses.
     pub pool: Option<IpNet>,
 }
@@ -68,6 +69,12 @@ pub fn plan(inputs: &Inputs) -> Vec<Write> {
             group,
             Ok(group_properties(group, inputs)),
         );
+    }
+    for table in inputs.route_tables.iter().filter(|o| !o.is_deleting()) {
+        let users = crate::validate::routes::users(&table.spec.id, &inputs.vnets);
+        let subnets: Vec<Value> = users.iter().map(|id| json!({"id": id})).collect();
+        let properties = json!({"resourceGuid": guid(&table.spec.id), "subnets": subnets});
+        push(&mut out, "routetables", table, Ok(properties));
     }
     nics(inputs, &mut out);
     public_ips(inputs, &mut out);

@@ -5,6 +5,7 @@
 pub mod aks;
 pub mod network;
 pub mod peering;
+pub mod routes;
 pub mod security;
 
 use resources::{
@@ -27,16 +28,18 @@ pub struct World {
     pub nics: Vec<ArmObject>,
     pub clusters: Vec<ArmObject>,
     pub security_groups: Vec<ArmObject>,
+    pub route_tables: Vec<ArmObject>,
     /// Public addresses: no virtual network may have them inside.
     pub public_pool: Option<ipnet::IpNet>,
 }
 
 /// Kinds that a [`World`] is made of.
-pub const WORLD_PLURALS: [&str; 4] = [
+pub const WORLD_PLURALS: [&str; 5] = [
     "virtualnetworks",
     "networkinterfaces",
     "managedclusters",
     "networksecuritygroups",
+    "routetables",
 ];
 
 impl World {
@@ -145,6 +148,7 @@ pub fn resource(kind: &ResourceType, id: &ArmId, body: &Value, old: Option<&ArmO
     name(kind, id)?;
     match kind.path {
         ["virtualNetworks"] => network::vnet(id, body, old, world),
+        ["routeTables"] => routes::table(body),
         ["networkSecurityGroups"] => security::group(body),
         ["networkInterfaces"] => network::nic(body, old, world),
         ["publicIPAddresses"] => network::public_ip(body),

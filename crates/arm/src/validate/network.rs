@@ -9,7 +9,7 @@ use resources::{
 };
 use serde_json::Value;
 
-use super::{World, peering, security};
+use super::{World, peering, routes, security};
 use crate::{
     error::{Answer, Fault},
     home::{ArmObject, same_id},
@@ -108,13 +108,7 @@ pub fn vnet(id: &ArmId, body: &Value, old: Option<&ArmObject>, world: &World) ->
             format!("{at}.networkSecurityGroup.id"),
             world,
         )?;
-        if s.route_table.is_some() {
-            return Err(Fault::field(
-                "UnsupportedProperty",
-                format!("{at}.routeTable"),
-                "this feature is not served yet; leave it out",
-            ));
-        }
+        routes::reference(s.route_table.as_ref(), format!("{at}.routeTable.id"), world)?;
     }
     peering::peerings(id, body, &view, world)?;
     if let Some(old) = old.and_then(|o| VnetView::parse(&o.spec.body).ok()) {

@@ -22,7 +22,9 @@ use netlink_packet_route::route::{
 
 use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 
-use super::types::{Address, BridgePort, Mac, Neighbour, PolicyRule, RouteEntry, RouteKind, Veth, VethPeer, Vxlan};
+use super::types::{
+    Address, BridgePort, Mac, Neighbour, PolicyRule, RouteEntry, RouteKind, RoutingRule, Veth, VethPeer, Vxlan,
+};
 
 /// A change to the kernel's routing state. Additions replace what is there with the same key; deletions succeed if the
 /// thing is not there. Only link creation refuses an existing name.
@@ -278,6 +280,17 @@ impl Request {
         Self::new(Message::DelRule(policy_rule(rule)), 0, what).tolerating(&[libc::ENOENT])
     }
 
+    /// Also succeeds if the rule is there.
+    pub fn add_rule(rule: &RoutingRule) -> Self {
+        let what = format!("add routing rule for mark {:#x}", rule.mark);
+        Self::new(Message::NewRule(rule_message(rule)), NLM_F_CREATE | NLM_F_EXCL, what).tolerating(&[libc::EEXIST])
+    }
+
+    pub fn delete_rule(rule: &RoutingRule) -> Self {
+        let what = format!("delete routing rule for mark {:#x}", rule.mark);
+        Self::new(Message::DelRule(rule_message(rule)), 0, what).tolerating(&[libc::ENOENT])
+    }
+
     pub fn add_neighbour(neighbour: &Neighbour) -> Self {
         let what = format!("add neighbour {} on link {}", neighbour.address, neighbour.link);
         Self::new(
@@ -349,6 +362,7 @@ fn route_message(route: &RouteEntry) -> RouteMessage {
         RouteKind::Local => (RouteType::Local, RouteScope::Host),
         RouteKind::Blackhole => (RouteType::BlackHole, RouteScope::Universe),
         RouteKind::Unreachable => (RouteType::Unreachable, RouteScope::Universe),
+        RouteKind::Throw => (RouteType::Throw, RouteScope::Universe),
         RouteKind::Prohibit => (RouteType::Prohibit, RouteScope::Universe),
     };
     if route.onlink {
@@ -367,6 +381,20 @@ fn route_message(route: &RouteEntry) -> RouteMessage {
     if route.metric != 0 {
         attributes.push(RouteAttribute::Priority(route.metric));
     }
+    message
+}
+
+fn rule_message(rule: &RoutingRule) -> RuleMessage {
+    let mut message = RuleMessage::default();
+    message.header.family = netlink_packet_route::AddressFamily::Inet;
+    message.header.action = RuleAction::ToTable;
+    message.header.table = u8::try_from(rule.table).unwrap_or(0);
+    message.attributes = vec![
+        RuleAttribute::Priority(rule.priority),
+        RuleAttribute::FwMark(rule.mark),
+        RuleAttribute::FwMask(rule.mask),
+        RuleAttribute::Table(rule.table),
+    ];
     message
 }
 

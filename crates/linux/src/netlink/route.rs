@@ -17,7 +17,7 @@ use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteFlags, Rout
 use netlink_packet_route::rule::{RuleAttribute, RuleMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage as Message};
 
-use super::types::{Address, BridgePort, Link, Neighbour, PolicyRule, RouteEntry, RouteKind};
+use super::types::{Address, BridgePort, Link, Neighbour, PolicyRule, RouteEntry, RouteKind, RoutingRule};
 use super::{Error, Frame, Request, Socket, error_of};
 use crate::netns::NetNs;
 
@@ -170,6 +170,18 @@ impl Route {
         Ok(all)
     }
 
+    /// IPv4 routing rules by mark, sorted; others are left out.
+    pub fn rules(&mut self) -> Result<Vec<RoutingRule>, Error> {
+        let mut get = RuleMessage::default();
+        get.header.family = AddressFamily::Inet;
+        let mut all = self.list(Message::GetRule(get), "list routing rules", |m| match m {
+            Message::NewRule(m) => rule(&m),
+            _ => None,
+        })?;
+        all.sort();
+        Ok(all)
+    }
+
     /// Neighbours and proxy entries, IPv4 and IPv6, sorted.
     pub fn neighbours(&mut self) -> Result<Vec<Neighbour>, Error> {
         let mut all = Vec::new();
@@ -300,6 +312,7 @@ fn route(m: &RouteMessage) -> Option<RouteEntry> {
         RouteType::BlackHole => RouteKind::Blackhole,
         RouteType::Unreachable => RouteKind::Unreachable,
         RouteType::Prohibit => RouteKind::Prohibit,
+        RouteType::Throw => RouteKind::Throw,
         _ => return None,
     };
     let any = match m.header.address_family {
@@ -351,6 +364,25 @@ fn policy_rule(m: &RuleMessage) -> Option<PolicyRule> {
         priority,
         iif: iif?,
         mark: (mask != 0).then_some((value, mask)),
+        table,
+    })
+}
+
+fn rule(m: &RuleMessage) -> Option<RoutingRule> {
+    let (mut priority, mut mark, mut mask, mut table) = (0, None, u32::MAX, u32::from(m.header.table));
+    for attribute in &m.attributes {
+        match attribute {
+            RuleAttribute::Priority(p) => priority = *p,
+            RuleAttribute::FwMark(v) => mark = Some(*v),
+            RuleAttribute::FwMask(v) => mask = *v,
+            RuleAttribute::Table(t) => table = *t,
+            _ => {}
+        }
+    }
+    Some(RoutingRule {
+        priority,
+        mark: mark?,
+        mask,
         table,
     })
 }

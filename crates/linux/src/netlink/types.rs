@@ -106,6 +106,17 @@ pub enum RouteKind {
     Blackhole,
     Unreachable,
     Prohibit,
+    /// The search goes on in the next table.
+    Throw,
+}
+
+/// Packets with this mark (under this mask) are routed by another table. IPv4.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Ord, PartialOrd)]
+pub struct RoutingRule {
+    pub priority: u32,
+    pub mark: u32,
+    pub mask: u32,
+    pub table: u32,
 }
 
 /// A route of one table.

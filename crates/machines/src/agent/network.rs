@@ -4,7 +4,8 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use reconcile::{Informer, Kind};
 use resources::{
-    LoadBalancer, Machine, NetworkInterface, NetworkSecurityGroup, PublicIPAddress, VirtualNetwork, VirtualNode,
+    LoadBalancer, Machine, NetworkInterface, NetworkSecurityGroup, PublicIPAddress, RouteTable, VirtualNetwork,
+    VirtualNode,
 };
 use stdx::Shutdown;
 use tokio::sync::{Notify, watch};
@@ -37,6 +38,7 @@ struct Watched {
     public_ips: Informer<PublicIPAddress>,
     load_balancers: Informer<LoadBalancer>,
     security_groups: Informer<NetworkSecurityGroup>,
+    route_tables: Informer<RouteTable>,
     machines: Informer<Machine>,
     virtual_nodes: Informer<VirtualNode>,
 }
@@ -51,6 +53,7 @@ impl Network {
             public_ips: open(&config, &changed).await,
             load_balancers: open(&config, &changed).await,
             security_groups: open(&config, &changed).await,
+            route_tables: open(&config, &changed).await,
             machines: open(&config, &changed).await,
             virtual_nodes: open(&config, &changed).await,
         };
@@ -120,6 +123,7 @@ async fn apply(config: &AgentConfig, watched: &Watched) -> Result<Applied, Agent
         public_ips: owned(&watched.public_ips),
         load_balancers: owned(&watched.load_balancers),
         security_groups: owned(&watched.security_groups),
+        route_tables: owned(&watched.route_tables),
         machines: owned(&watched.machines),
         virtual_nodes: owned(&watched.virtual_nodes),
     };

@@ -7,16 +7,17 @@ use std::{
 
 use ipnet::{IpNet, Ipv4Net};
 use resources::{
-    LoadBalancer, Machine, NetworkInterface, NetworkSecurityGroup, PublicIPAddress, VirtualNetwork, VirtualNode,
-    object_name,
+    LoadBalancer, Machine, NetworkInterface, NetworkSecurityGroup, PublicIPAddress, RouteTable, VirtualNetwork,
+    VirtualNode, object_name,
     views::{NicAddresses, PeeringView, VnetView, lb_frontends, peerings, subnet_ref},
 };
 use vnet_model::{
     address::Mac,
-    arm::security_rules,
+    arm::{routes, security_rules},
     fabric::{
         BackendSpec, CLUSTER_MARK_MASK, ClusterServicesSpec, DnsSpec, EdgeSpec, FabricSpec, FrontendSpec, IpConfigSpec,
-        NicKind, NicSpec, PeerSpec, Protocol, SecurityGroupSpec, SubnetSpec, VnetSpec,
+        NextHop, NicKind, NicSpec, PeerSpec, Protocol, RouteSpec, RouteTableSpec, SecurityGroupSpec, SubnetSpec,
+        VnetSpec,
     },
     nsg::deny_all,
 };
@@ -29,6 +30,7 @@ pub struct World {
     pub public_ips: Vec<PublicIPAddress>,
     pub load_balancers: Vec<LoadBalancer>,
     pub security_groups: Vec<NetworkSecurityGroup>,
+    pub route_tables: Vec<RouteTable>,
     pub machines: Vec<Machine>,
     pub virtual_nodes: Vec<VirtualNode>,
 }
@@ -112,6 +114,7 @@ pub fn plan(world: &World, instance: &str, edge: &EdgeSpec) -> Plan {
     add_peers(&world.vnets, &mut vnets, &mut notes);
     for vnet in vnets.values_mut() {
         add_groups(vnet, &world.security_groups, &mut notes);
+        add_routes(vnet, &world.route_tables, &mut notes);
     }
     for lb in &world.load_balancers {
         if lb.metadata.deletion_timestamp.is_some() {
@@ -155,6 +158,7 @@ fn vnet_spec(vnet: &VirtualNetwork) -> Result<VnetSpec, String> {
             Ok(SubnetSpec {
                 name: s.name.clone(),
                 prefix: v4(&s.prefix)?,
+                route_table: s.route_table.as_deref().map(object_name),
                 security_group: s.network_security_group.as_deref().map(object_name),
                 ..SubnetSpec::default()
             })
@@ -219,6 +223,7 @@ fn add_nic(
         ip_configs,
         kind,
         host_name: host_name.map(str::to_owned),
+        ip_forwarding: nic.spec.body["properties"]["enableIPForwarding"] == true,
         security_group: nic.spec.body["properties"]["networkSecurityGroup"]["id"]
             .as_str()
             .map(object_name),
@@ -252,6 +257,26 @@ fn add_peers(objects: &[VirtualNetwork], vnets: &mut BTreeMap<String, VnetSpec>,
                 forwarded: other.forwarded,
             });
         }
+    }
+}
+
+/// The route tables that the network's subnets name. One that is missing or cannot be read leads nowhere: traffic that was
+/// meant to be inspected shall not go past.
+fn add_routes(vnet: &mut VnetSpec, tables: &[RouteTable], notes: &mut Vec<String>) {
+    let wanted: BTreeSet<String> = vnet.subnets.iter().filter_map(|s| s.route_table.clone()).collect();
+    for key in wanted {
+        let found = tables.iter().find(|t| t.name() == key).ok_or("is not here".to_owned());
+        let routes = found.and_then(|t| routes(&t.spec.body).map_err(|(_, e)| e.to_string()));
+        let routes = routes.unwrap_or_else(|reason| {
+            notes.push(format!("RouteTable {key}: {reason}; it leads nowhere"));
+            let prefixes = [Ipv4Net::default()].into_iter().chain(vnet.prefixes.iter().copied());
+            let nowhere = |prefix| RouteSpec {
+                prefix,
+                next_hop: NextHop::None,
+            };
+            prefixes.map(nowhere).collect()
+        });
+        vnet.route_tables.push(RouteTableSpec { key, routes });
     }
 }
 

@@ -14,7 +14,7 @@
 //!
 //! Chains in a virtual network's namespace, by hook and priority (for tables that others install beside ours):
 //! prerouting -150 anti-spoofing, and the cluster mark on packets from group ports; prerouting -140, input -10 and
-//! forward 10 security groups; prerouting -110 is left to the
+//! forward 10 security groups; prerouting -90 marks for route tables; prerouting -110 is left to the
 //! service proxy, which reads the mark; prerouting -101 refuses frontends without backends; prerouting -100 frontends and
 //! cluster DNS; input 0 protects the namespace's own sockets; postrouting 100 outward translation, 90 is left to the
 //! service proxy.
@@ -29,6 +29,7 @@ use vnet_model::Mac;
 use vnet_model::fabric::EdgeSpec;
 
 mod edge;
+mod routing;
 mod security;
 mod vnet;
 
@@ -45,6 +46,7 @@ pub struct NamespacePlan {
     pub addresses: BTreeSet<PlannedAddress>,
     pub routes: BTreeSet<PlannedRoute>,
     pub neighbours: BTreeSet<PlannedNeighbour>,
+    pub rules: BTreeSet<PlannedRule>,
     pub tables: Vec<Table>,
 }
 
@@ -62,6 +64,16 @@ pub struct PlannedRoute {
     pub gateway: Option<IpAddr>,
     pub source: Option<IpAddr>,
     pub kind: RouteKind,
+    /// The kernel's table, `main` unless said.
+    pub table: Option<u32>,
+}
+
+/// Marked packets are routed by another table first.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub struct PlannedRule {
+    pub mark: u32,
+    pub mask: u32,
+    pub table: u32,
 }
 
 #[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
@@ -114,6 +126,7 @@ impl NamespacePlan {
             gateway,
             source,
             kind: RouteKind::Unicast,
+            table: None,
         });
     }
 
@@ -126,6 +139,7 @@ impl NamespacePlan {
             gateway: None,
             source: None,
             kind,
+            table: None,
         });
     }
 

@@ -57,10 +57,12 @@ pub fn plan_vnet(vnet: &VnetSpec, edge: &EdgeSpec, slot: u32) -> NamespacePlan {
         // A port without a rule must not go round between the edge and here.
         plan.refuse(Ipv4Net::from(frontend.address));
     }
+    let routes = super::routing::routing(vnet, &mut plan, transit.edge(), outward);
     plan.tables = vec![
         protection(vnet, outward),
         balancer(vnet),
         super::security::security(vnet),
+        routes,
     ];
     plan
 }
@@ -106,6 +108,12 @@ fn protection(vnet: &VnetSpec, outward: Ipv4Addr) -> Table {
         Set::new("inside", [IpSaddr])
             .intervals()
             .with(vnet.prefixes.iter().map(|p| Element::key([Datum::Net(*p)]))),
+        Set::new("forwarders", [Field::Iifname]).with(
+            vnet.nics
+                .iter()
+                .filter(|n| n.ip_forwarding)
+                .map(|n| Element::key([name(&nic_link(&n.key))])),
+        ),
         Set::new("peers", [Field::Iifname]).with(vnet.peers.iter().map(|p| Element::key([name(&peer_link(&p.vnet))]))),
         Set::new("peers-forwarding", [Field::Iifname]).with(
             vnet.peers
@@ -151,6 +159,7 @@ fn protection(vnet: &VnetSpec, outward: Ipv4Addr) -> Table {
                 Rule::new().in_set([Field::Iifname], "peers").goto("from-peer"),
                 edge_or_own(Rule::new())
                     .not_in_set([Field::Iifname, IpSaddr], "ports")
+                    .not_in_set([Field::Iifname], "forwarders")
                     .counter()
                     .drop()
                     .comment(SPOOFED),

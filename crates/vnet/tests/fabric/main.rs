@@ -2,6 +2,7 @@
 
 mod common;
 mod peering;
+mod routing;
 mod security;
 
 use std::time::Duration;
