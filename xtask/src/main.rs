@@ -2,6 +2,7 @@
 //!
 //! Depends on nothing heavy, so that it builds in seconds and when the tree does not.
 
+mod bench;
 mod codegen;
 mod dist;
 mod platform;
@@ -22,6 +23,7 @@ cargo xtask <verb>
   setup    only the set-up of `test` and `up`
   dist cni the plug-ins' archive, below target/dist
   bench platform [--json]   release build; five rounds of up, demo and `oaks bench` in a host of their own
+  bench cni [--json]   the plug-in against its peers
   codegen types   regenerate the committed Kubernetes type table (needs the go tool)
 ";
 
@@ -34,6 +36,7 @@ fn main() -> Result<()> {
         "test" => test::run(&rest),
         "tidy" => tidy::run(&rest),
         "bench" if rest.first().is_some_and(|part| part == "platform") => platform::run(&rest[1..]),
+        "bench" => bench::run(&rest),
         "codegen" => codegen::run(&rest),
         "dist" => dist::run(&rest),
         "setup" => setup::run(&rest),

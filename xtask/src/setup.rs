@@ -12,6 +12,7 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("nft", "nftables"),
     ("unshare", "util-linux"),
     ("curl", "curl"),
+    ("jq", "jq"),
     ("ping", "iputils-ping"),
     ("busybox", "busybox-static"),
 ];
