@@ -56,7 +56,7 @@ impl Bench {
             }
             None => {
                 let address = Ipv4Addr::from(0x0a4d_0100 + pod as u32).to_string();
-                let (link, number) = (format!("bare{pod}"), pod.to_string());
+                let (link, number) = (format!("only{pod}"), pod.to_string());
                 match verb {
                     "ADD" => command.args(["add", way.mode, &netns, &link, &address, &number]),
                     _ => command.args(["del", way.mode, &link, &address, &number]),
@@ -184,7 +184,7 @@ fn run(own: &Path, bare: &Path, json_lines: bool, plugins: &Path, iptables: test
         name,
         program: plugins.join("bridge"),
         conf: Some(
-            json!({"cniVersion": "1.0.0", "name": name, "type": "bridge", "bridge": if masq { "masq0" } else { "peer0" },
+            json!({"cniVersion": "1.0.0", "name": if masq { "masq" } else { "peer" }, "type": "bridge", "bridge": if masq { "masq0" } else { "peer0" },
             "isGateway": true, "ipMasq": masq, "ipam": {"type": "host-local", "dataDir": "/run/peer",
             "ranges": [[{"subnet": if masq { "10.89.0.0/16" } else { "10.88.0.0/16" }}]], "routes": [{"dst": "0.0.0.0/0"}]}}),
         ),
