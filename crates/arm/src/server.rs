@@ -4,7 +4,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
-use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use http_body_util::{BodyExt, Full};
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use ipnet::IpNet;
@@ -31,6 +31,8 @@ pub const BODY_BYTES_MAX: usize = 4 << 20;
 /// Connections at once; more wait in the listener's queue.
 const CONNECTIONS_MAX: usize = 512;
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Of a body that is too large, so much is read before the connection is given up.
+const DRAINED_BYTES_MAX: usize = 64 << 20;
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 /// Certificates of the front door live a year; a start makes a new one.
 const COLLECT_EVERY: Duration = Duration::from_secs(600);
@@ -215,10 +217,9 @@ async fn read(parts: &http::request::Parts, body: Incoming) -> Result<Request, F
         let message = format!("The request content is larger than {BODY_BYTES_MAX} bytes.");
         Fault::new(StatusCode::PAYLOAD_TOO_LARGE, "RequestContentTooLarge", message)
     };
-    let limited = Limited::new(body, BODY_BYTES_MAX).collect();
-    let body = match tokio::time::timeout(BODY_TIMEOUT, limited).await {
-        Ok(Ok(body)) => body.to_bytes(),
-        Ok(Err(e)) if e.is::<LengthLimitError>() => return Err(too_large()),
+    let body = match tokio::time::timeout(BODY_TIMEOUT, collect_body(body)).await {
+        Ok(Ok(Some(body))) => body,
+        Ok(Ok(None)) => return Err(too_large()),
         Ok(Err(_)) => {
             return Err(Fault::bad_request(
                 "InvalidRequestContent",
@@ -244,6 +245,23 @@ async fn read(parts: &http::request::Parts, body: Incoming) -> Result<Request, F
         authorization: text(header::AUTHORIZATION),
         body,
     })
+}
+
+/// The whole body; `None` if it is larger than [`BODY_BYTES_MAX`]. The rest of such a body is read and thrown away up to a
+/// bound: a client that is still sending when the answer comes sees a broken connection instead of the answer.
+async fn collect_body(mut body: Incoming) -> Result<Option<Bytes>, hyper::Error> {
+    let (mut kept, mut total) = (Vec::new(), 0_usize);
+    while let Some(frame) = body.frame().await {
+        if let Ok(data) = frame?.into_data() {
+            total = total.saturating_add(data.len());
+            if total <= BODY_BYTES_MAX {
+                kept.extend_from_slice(&data);
+            } else if total > DRAINED_BYTES_MAX {
+                break;
+            }
+        }
+    }
+    Ok((total <= BODY_BYTES_MAX).then(|| kept.into()))
 }
 
 /// Adds the headers that ARM's clients log and correlate by.

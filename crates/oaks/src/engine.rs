@@ -58,12 +58,44 @@ pub async fn open_for_groups(settings: &Settings, binaries: &Binaries, network: 
     .map_err(chained)
 }
 
+/// How often the end of the supervisor is looked for, besides waiting for it.
+const SUPERVISOR_LOOK: Duration = Duration::from_secs(1);
+
+/// Starts the supervisor again when it has died, on a thread of its own until `shutdown`. The engine connects again by itself
+/// and starts the containers that the dead one can no longer tell about anew.
+pub fn keep_supervisor(settings: Settings, binaries: Binaries, shutdown: stdx::Shutdown) {
+    let run = settings.paths.run.join("groups");
+    let socket = run.join("init.sock");
+    let keep = move || {
+        while !shutdown.is_triggered() {
+            if let Some(alive) = process::find(&settings.paths, SUPERVISOR)
+                && !process::wait_gone(alive.pid, SUPERVISOR_LOOK)
+            {
+                continue;
+            }
+            if shutdown.is_triggered() {
+                return;
+            }
+            tracing::warn!("the supervisor of container groups has ended; starting it again");
+            if let Err(e) = start_supervisor(&settings, &binaries, &run, &socket) {
+                tracing::error!(reason = %format!("{e:#}"), "the supervisor of container groups does not start");
+                std::thread::park_timeout(SUPERVISOR_LOOK);
+            }
+        }
+    };
+    if let Err(error) = std::thread::Builder::new().name("supervisor".to_owned()).spawn(keep) {
+        tracing::error!(%error, "nobody watches the supervisor of container groups");
+    }
+}
+
 /// One supervisor per host holds the groups' containers; it outlives the host agent.
 fn start_supervisor(settings: &Settings, binaries: &Binaries, run: &Path, socket: &Path) -> Result<()> {
     if process::find(&settings.paths, SUPERVISOR).is_some() {
         return Ok(());
     }
     std::fs::create_dir_all(run).with_context(|| format!("creating {}", run.display()))?;
+    // A killed one leaves its socket; the new one's appearance is what is waited for.
+    let _ = std::fs::remove_file(socket);
     let args = [
         "--socket".into(),
         socket.display().to_string(),

@@ -55,6 +55,10 @@ pub async fn run(settings: &Settings) -> Result<()> {
     let pull_socket = paths.run.join("pull.sock");
     let fabric = Arc::new(vnet::Fabric::open(&paths.instance, &paths.run).map_err(chained)?);
     let edge = EdgeSpec {
+        transit: fabric
+            .free_transit(EdgeSpec::default().transit)
+            .map_err(chained)
+            .context("choosing the transit range")?,
         pool: settings.public_pool,
         uplink: uplink(&settings.uplink),
         resolvers: if settings.uplink == "none" {
@@ -91,7 +95,12 @@ pub async fn run(settings: &Settings) -> Result<()> {
     let network = agent::Network::start(config.clone(), shutdown.clone())
         .await
         .map_err(chained)
-        .context("preparing the network")?;
+        .with_context(|| {
+            format!(
+                "preparing the network with --public-pool {} and --uplink {}",
+                settings.public_pool, settings.uplink
+            )
+        })?;
     let nics = GroupNics::new(&config, network.clone());
     let group_network = container_instances::NicNetwork::new(Arc::new(nics.clone()));
     let groups_engine = Arc::new(
@@ -99,6 +108,7 @@ pub async fn run(settings: &Settings) -> Result<()> {
             .await
             .context("opening the engine of container groups")?,
     );
+    engine::keep_supervisor(settings.clone(), binaries, shutdown.clone());
     pull::serve(&pull_socket, groups_engine.clone(), shutdown.clone()).await?;
     up::mark_ready(
         &paths.run,

@@ -25,7 +25,14 @@ pub fn find(paths: &Paths, name: &str) -> Option<Survivor> {
     let text = fs::read_to_string(paths.pid_file(name)).ok()?;
     let (pid, started) = text.trim().split_once(' ')?;
     let pid: i32 = pid.parse().ok()?;
-    (start_time(pid)? == started.parse::<u64>().ok()?).then_some(Survivor { pid })
+    (start_time(pid)? == started.parse::<u64>().ok()? && !is_zombie(pid)).then_some(Survivor { pid })
+}
+
+/// A killed process that nobody has reaped yet does not run.
+fn is_zombie(pid: i32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // The command name may hold spaces and parentheses: the state follows the last one.
+    stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with(['Z', 'X']))
 }
 
 /// Starts `oaks <args>` in a session of its own, output appended to its log.

@@ -174,6 +174,12 @@ impl Fabric {
         self.state.lock().check_host(&self.instance, spec)
     }
 
+    /// A transit range for this instance: the one that its link to the edge has already, else `preferred` or one near it that
+    /// nothing else on the host uses, so that instances stand side by side.
+    pub fn free_transit(&self, preferred: Ipv4Net) -> Result<Ipv4Net, Error> {
+        self.state.lock().free_transit(&self.instance, preferred)
+    }
+
     /// Forgets what was applied, so that the next apply compares everything with the kernel: call it now and then, since
     /// others may change rules and routes too.
     pub fn distrust(&self) {
@@ -306,6 +312,22 @@ impl Fabric {
 }
 
 impl State {
+    /// See [`Fabric::free_transit`].
+    fn free_transit(&mut self, instance: &str, preferred: Ipv4Net) -> Result<Ipv4Net, Error> {
+        let links = self.host.route.links()?;
+        let own = links.iter().find(|l| l.name == host_link(instance)).map(|l| l.index);
+        let routes = self.host.route.routes()?;
+        let (mut ours, mut others) = (Vec::new(), Vec::new());
+        for route in &routes {
+            match route.destination {
+                IpNet::V4(d) if d.prefix_len() > 0 && own.is_some() && route.link == own => ours.push(d),
+                IpNet::V4(d) if d.prefix_len() > 0 => others.push(d),
+                _ => {}
+            }
+        }
+        Ok(choose_transit(preferred, &ours, &others))
+    }
+
     /// Refuses ranges that the host routes elsewhere; returns the uplink's name.
     fn check_host(&mut self, instance: &str, spec: &FabricSpec) -> Result<Option<String>, Error> {
         let links = self.host.route.links()?;
@@ -531,6 +553,22 @@ fn join_all_peers(
     Ok(changes)
 }
 
+/// How many ranges [`choose_transit`] looks at.
+const TRANSIT_CANDIDATES: u32 = 32;
+
+/// The range that holds one of `ours`, else the first of `preferred` and the equally large ones below it that none of
+/// `others` touches, else `preferred`.
+fn choose_transit(preferred: Ipv4Net, ours: &[Ipv4Net], others: &[Ipv4Net]) -> Ipv4Net {
+    let size = 1_u32.checked_shl(32 - u32::from(preferred.prefix_len())).unwrap_or(0);
+    let candidates: Vec<Ipv4Net> = (0..TRANSIT_CANDIDATES)
+        .filter_map(|n| u32::from(preferred.network()).checked_sub(n.saturating_mul(size)))
+        .filter_map(|start| Ipv4Net::new(start.into(), preferred.prefix_len()).ok())
+        .collect();
+    let held = candidates.iter().find(|c| ours.iter().any(|o| c.contains(o)));
+    let free = || candidates.iter().find(|c| !others.iter().any(|o| overlap(**c, *o)));
+    held.or_else(free).copied().unwrap_or(preferred)
+}
+
 fn slot_of(transit: Transit, address: IpNet) -> Option<u32> {
     match address.addr() {
         IpAddr::V4(a) => transit.slot_of(a),
@@ -542,4 +580,24 @@ fn find_nic<'a>(spec: &'a FabricSpec, key: &str) -> Option<(&'a VnetSpec, &'a Ni
     spec.vnets
         .iter()
         .find_map(|v| Some((v, v.nics.iter().find(|n| n.key == key)?)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn instances_take_transit_ranges_side_by_side() {
+        let net = |text: &str| text.parse::<Ipv4Net>().unwrap();
+        let preferred = net("100.127.192.0/18");
+        let other = [net("100.127.192.1/32"), net("10.0.0.0/8")];
+        assert_eq!(choose_transit(preferred, &[], &other[1..]), preferred);
+        assert_eq!(choose_transit(preferred, &[], &other), net("100.127.128.0/18"));
+        // What an instance has it keeps, whatever else came meanwhile.
+        assert_eq!(
+            choose_transit(preferred, &[net("100.127.64.1/32")], &[]),
+            net("100.127.64.0/18")
+        );
+        assert_eq!(choose_transit(preferred, &[], &[net("100.0.0.0/8")]), preferred);
+    }
 }

@@ -2,6 +2,8 @@
 
 mod arm;
 mod az;
+mod bad_input;
 mod demo;
+mod faults;
 mod instance;
 mod kubectl;
