@@ -326,7 +326,8 @@ impl Runtime for Groups {
         if let Some(uid) = uid {
             self.end(&uid);
             let left = self.config.runtime.list_sandboxes().await.unwrap_or_default();
-            if !left.iter().any(|s| s.pod.uid == uid) {
+            // A pod that is still admitted gets another sandbox: its former one did not survive a reboot.
+            if !left.iter().any(|s| s.pod.uid == uid) && !self.ledger.lock().holds(&uid) {
                 self.subjects.lock().remove(&uid);
                 self.records.remove(&uid);
             }

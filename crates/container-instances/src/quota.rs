@@ -139,6 +139,10 @@ impl Ledger {
         self.held.remove(uid);
     }
 
+    pub fn holds(&self, uid: &str) -> bool {
+        self.held.contains_key(uid)
+    }
+
     pub fn held(&self) -> usize {
         self.held.len()
     }

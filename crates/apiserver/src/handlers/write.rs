@@ -22,6 +22,9 @@ use crate::seal::Sealer;
 
 /// Longest accepted body, as upstream's.
 pub const BODY_BYTES_MAX: usize = codec::BODY_BYTES_MAX;
+/// Of a body that is too large so much is read and thrown away: a client that still sends when the answer comes sees a broken
+/// stream instead of the answer.
+const DRAINED_BYTES_MAX: usize = 64 << 20;
 /// Attempts of a write that loses races before the client is told.
 pub const ATTEMPTS_MAX: usize = 8;
 
@@ -33,11 +36,15 @@ pub async fn body(mut body: Body) -> Result<Bytes, Status> {
         let frame = frame.map_err(|e| Status::bad_request(&format!("reading the request body failed: {e}")))?;
         if let Ok(data) = frame.into_data() {
             size += data.len();
-            if size > BODY_BYTES_MAX {
-                return Err(Status::too_large(BODY_BYTES_MAX));
+            if size <= BODY_BYTES_MAX {
+                parts.push(data);
+            } else if size > DRAINED_BYTES_MAX {
+                break;
             }
-            parts.push(data);
         }
+    }
+    if size > BODY_BYTES_MAX {
+        return Err(Status::too_large(BODY_BYTES_MAX));
     }
     Ok(if parts.len() == 1 {
         parts.remove(0)
