@@ -32,7 +32,8 @@ pub fn find(paths: &Paths, name: &str) -> Option<Survivor> {
 fn is_zombie(pid: i32) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     // The command name may hold spaces and parentheses: the state follows the last one.
-    stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with(['Z', 'X']))
+    stat.rsplit_once(") ")
+        .is_some_and(|(_, rest)| rest.starts_with(['Z', 'X']))
 }
 
 /// Starts `oaks <args>` in a session of its own, output appended to its log.

@@ -189,6 +189,16 @@ impl Town {
         Ok(())
     }
 
+    /// As [`Self::kill`], and waits until none of them runs.
+    fn kill_and_wait(&self, pids: &[i32]) -> Result<()> {
+        self.kill(pids.iter().copied())?;
+        testkit::eventually("the end of killed processes", 5, || {
+            let left = self.processes(|args| !args.contains("<defunct>"))?;
+            ensure!(!pids.iter().any(|p| left.contains_key(p)), "{pids:?} still run");
+            Ok::<_, anyhow::Error>(())
+        })
+    }
+
     /// SIGKILL to every process of every instance in the host, until none is left.
     fn kill_everything(&self) -> Result<()> {
         testkit::eventually("the end of everything", 20, || {
@@ -314,7 +324,7 @@ fn supervisor_killed(town: &Town) -> Result<()> {
 
 fn both_killed(town: &Town) -> Result<()> {
     let containers = town.containers()?;
-    town.kill([town.pid("server")?, town.pid("host")?])?;
+    town.kill_and_wait(&[town.pid("server")?, town.pid("host")?])?;
     town.up()?;
     town.settled("after server and host agent were killed at once")?;
     let now = town.containers()?;
