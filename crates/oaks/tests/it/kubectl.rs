@@ -57,7 +57,7 @@ spec:
   selector: { matchLabels: { app: wrong } }
   template:
     metadata: { labels: { app: wrong } }
-    spec: { containers: [{ name: box, image: "box:1" }] }
+    spec: { terminationGracePeriodSeconds: 0, containers: [{ name: box, image: "box:1" }] }
 "#;
 
 struct Kubectl<'a> {
