@@ -93,7 +93,7 @@ fn one_round() -> Result<String> {
         "mount --make-rprivate / && mount -t tmpfs tmpfs /run && mkdir -p /run/lock && ip link set lo up && \
          export HOME={dir} OAKS_INSTANCE=oaksb OAKS_DATA_DIR={dir}/data OAKS_UPLINK=none && \
          s=$(date +%s.%N) && {oaks} up && e=$(date +%s.%N) && echo up $(echo \"$e $s\" | awk '{{print $1-$2}}') && \
-         {oaks} demo --dir {root}/demo --json && {oaks} bench --json --image {root}/demo/store && {oaks} down",
+         {oaks} bench --json --image {root}/demo/store && {oaks} demo --dir {root}/demo --json && {oaks} down",
         dir = dir.display(),
         root = root.display(),
         oaks = root.join("target/release/oaks").display(),

@@ -26,6 +26,8 @@ const AKS_API: &str = "2025-10-01";
 const PODS: usize = 20;
 /// Unit of process times in `/proc/<pid>/stat`: fixed by the kernel's ABI.
 const USER_HZ: f64 = 100.0;
+/// What the last deletion still does is not idleness.
+const SETTLE: Duration = Duration::from_secs(3);
 /// How long the idle platform is watched.
 const IDLE: Duration = Duration::from_secs(10);
 
@@ -206,6 +208,7 @@ async fn pod_start(client: &Client, informers: &Informers, node: &str, n: usize)
 
 /// Memory and CPU of all processes of the instance while nothing is asked of it.
 async fn idle(settings: &Settings, report: &Report) -> Result<()> {
+    tokio::time::sleep(SETTLE).await;
     let pids = processes(&settings.paths.run)?;
     ensure!(!pids.is_empty(), "no process of the instance was found");
     let before: u64 = pids.iter().filter_map(|p| cpu_ticks(*p)).sum();
