@@ -19,7 +19,7 @@ pub fn run(args: &[String]) -> Result<()> {
         ("OAKS_TEST_KUBECTL_120", tools[1].as_str()),
         ("OAKS_TEST_AZ", tools[2].as_str()),
     ];
-    let mut cargo = vec!["test", "--workspace", "--locked"];
+    let mut cargo = vec!["test", "--workspace", "--locked", "--no-fail-fast"];
     cargo.extend(args.iter().map(String::as_str));
     sh::step("tests", || sh::run_in(&sh::root(), "cargo", &cargo, &env))
 }
