@@ -91,11 +91,21 @@ pub fn run(settings: &Settings) -> Result<()> {
         }
     }
     println!("\nOaks is up. Next:");
+    if let Some(dir) = off_path(&std::env::current_exe()?, std::env::var_os("PATH").as_deref()) {
+        steps.next(&format!("export PATH={}:$PATH", dir.display()));
+    }
     steps.next("oaks az                    # prints what the unmodified az CLI needs");
     steps.next("az group create -n rg -l local && az aks create -g rg -n c1 --node-count 1 --generate-ssh-keys");
     steps.next("oaks kubeconfig save c1    # then: kubectl get nodes");
     steps.next("oaks status                # what runs;  oaks down  # stop all of it");
     Ok(())
+}
+
+/// The program's folder if a shell would not find it there.
+fn off_path(program: &Path, path: Option<&std::ffi::OsStr>) -> Option<std::path::PathBuf> {
+    let dir = program.parent()?;
+    let found = path.is_some_and(|p| std::env::split_paths(p).any(|d| d == dir));
+    (!found).then(|| dir.to_path_buf())
 }
 
 /// Starts a process and waits for its ready file; an early end shows the tail of its log.
@@ -181,6 +191,13 @@ mod tests {
             [("CAP_NET_ADMIN", "links, routes and nftables")]
         );
         assert!(missing_capabilities("CapEff:\tffffffffffffffff\n").is_empty());
+    }
+
+    #[test]
+    fn says_where_it_is_unless_the_shell_knows() {
+        let program = Path::new("/opt/oaks/oaks");
+        assert_eq!(off_path(program, Some("/bin:/opt/oaks".as_ref())), None);
+        assert_eq!(off_path(program, Some("/bin".as_ref())), Some("/opt/oaks".into()));
     }
 
     #[test]
