@@ -140,6 +140,6 @@ fn killed_alone_traffic_goes_on(i: &Instance) -> Result<()> {
     }
     let nodes = i.kubectl(&["get", "nodes", "--no-headers"])?;
     ensure!(nodes.lines().count() == 3, "after restarts:\n{nodes}");
-    visit("after restarts")?;
+    testkit::eventually("after restarts", 20, || visit("after restarts"))?;
     Ok(())
 }
