@@ -100,13 +100,27 @@ impl App {
     }
 
     pub async fn world(&self) -> Result<World, Error> {
-        let [vnets, nics, clusters, security_groups, route_tables] = WORLD_PLURALS;
+        let [
+            vnets,
+            nics,
+            clusters,
+            security_groups,
+            route_tables,
+            public_ips,
+            public_ip_prefixes,
+            load_balancers,
+            nat_gateways,
+        ] = WORLD_PLURALS;
         Ok(World {
             vnets: self.home.list(vnets).await?,
             nics: self.home.list(nics).await?,
             clusters: self.home.list(clusters).await?,
             security_groups: self.home.list(security_groups).await?,
             route_tables: self.home.list(route_tables).await?,
+            public_ips: self.home.list(public_ips).await?,
+            public_ip_prefixes: self.home.list(public_ip_prefixes).await?,
+            load_balancers: self.home.list(load_balancers).await?,
+            nat_gateways: self.home.list(nat_gateways).await?,
             public_pool: self.public_pool,
         })
     }

@@ -78,7 +78,15 @@ impl Conntrack {
         if ways.is_empty() {
             return Ok(0);
         }
-        self.forget_if(|original, reply| way(original, reply).is_some_and(|w| ways.contains(&w)))
+        let ended = |w: Translation| {
+            let any_port = Translation {
+                asked: (w.asked.0, 0),
+                given: (w.given.0, 0),
+                ..w
+            };
+            ways.contains(&w) || ways.contains(&any_port)
+        };
+        self.forget_if(|original, reply| way(original, reply).is_some_and(ended))
     }
 
     fn forget_if(&mut self, hit: impl Fn(&[u8], &[u8]) -> bool) -> Result<usize, Error> {

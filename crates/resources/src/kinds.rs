@@ -146,6 +146,14 @@ kind!(
     /// `Microsoft.Network/routeTables`; routes live in the body (`properties.routes[]`).
     RouteTable, "routetables", ArmSpec, ArmStatus
 );
+kind!(
+    /// `Microsoft.Network/natGateways`.
+    NatGateway, "natgateways", ArmSpec, ArmStatus
+);
+kind!(
+    /// `Microsoft.Network/publicIPPrefixes`. The allocator writes `status.properties.ipPrefix`, a block of the edge's pool.
+    PublicIPPrefix, "publicipprefixes", ArmSpec, ArmStatus
+);
 kind!(ManagedCluster, "managedclusters", ArmSpec, ArmStatus);
 kind!(AgentPool, "agentpools", ArmSpec, ArmStatus);
 kind!(
@@ -335,6 +343,20 @@ pub const KINDS: &[KindInfo] = &[
         singular: "publicipaddress",
         short_names: &["pip"],
         columns: &[STATE, ("Address", "string", ".status.properties.ipAddress"), ID],
+    },
+    KindInfo {
+        kind: "NatGateway",
+        plural: "natgateways",
+        singular: "natgateway",
+        short_names: &[],
+        columns: &[STATE, ID],
+    },
+    KindInfo {
+        kind: "PublicIPPrefix",
+        plural: "publicipprefixes",
+        singular: "publicipprefix",
+        short_names: &[],
+        columns: &[STATE, ("Prefix", "string", ".status.properties.ipPrefix"), ID],
     },
     KindInfo {
         kind: "LoadBalancer",

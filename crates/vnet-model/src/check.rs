@@ -15,6 +15,8 @@ use crate::fabric::{
 use crate::nsg::NsgError;
 use crate::rules::{self, RuleError};
 
+mod public;
+
 #[derive(Clone, Debug, Error, PartialEq)]
 pub enum SpecError {
     #[error("instance {instance:?} must be 1 to 20 of a-z, 0-9 and -")]
@@ -58,6 +60,15 @@ pub enum SpecError {
     NoGroup { vnet: String, of: String, group: String },
     #[error("vnet {vnet}: {of} names route table {table}, which is not there")]
     NoTable { vnet: String, of: String, table: String },
+    #[error("vnet {vnet}: {of} names NAT gateway {gateway}, which is not there")]
+    NoGateway { vnet: String, of: String, gateway: String },
+    #[error("vnet {vnet}: {what} {key}: {reason}")]
+    Public {
+        vnet: String,
+        what: &'static str,
+        key: String,
+        reason: String,
+    },
     #[error("vnet {vnet}: peer {peer}: {reason}")]
     Peer { vnet: String, peer: String, reason: String },
     #[error("edge: {reason}")]
@@ -71,7 +82,7 @@ impl SpecError {
             Self::Rule { source, .. } => source.code(),
             Self::Group { source, .. } => source.code(),
             Self::Peer { .. } => "VnetAddressSpacesOverlap",
-            Self::NoGroup { .. } | Self::NoTable { .. } => "InvalidResourceReference",
+            Self::NoGroup { .. } | Self::NoTable { .. } | Self::NoGateway { .. } => "InvalidResourceReference",
             _ => "InvalidResource",
         }
     }
@@ -84,9 +95,14 @@ struct Seen {
     nics: BTreeSet<String>,
     /// Public address to its virtual network.
     public: BTreeMap<Ipv4Addr, String>,
+    /// Public addresses that cannot be anything else, too.
+    exclusive: BTreeSet<Ipv4Addr>,
     macs: BTreeSet<Mac>,
     addresses: BTreeSet<Ipv4Addr>,
     frontends: BTreeSet<(Ipv4Addr, Protocol, u16)>,
+    /// Private addresses with a public one, and with SNAT ports.
+    instances: BTreeSet<Ipv4Addr>,
+    outbound: BTreeSet<(Ipv4Addr, Protocol)>,
     marks: BTreeSet<u32>,
     clusters: BTreeSet<String>,
     /// Ranges of the virtual network and of the peers that were admitted, with their owner.
@@ -133,12 +149,17 @@ impl Door<'_> {
         }
         // Keys and public addresses are of the whole fabric, the rest of one network.
         let Seen {
-            vnets, nics, public, ..
+            vnets,
+            nics,
+            public,
+            exclusive,
+            ..
         } = std::mem::take(self.seen);
         *self.seen = Seen {
             vnets,
             nics,
             public,
+            exclusive,
             ..Seen::default()
         };
         Ok(())
@@ -174,6 +195,18 @@ impl Door<'_> {
                 vnet: vnet.key.clone(),
                 of: subnet.name.clone(),
                 table: subnet.route_table.clone().unwrap_or_default(),
+            });
+        }
+        let gateways: BTreeSet<&str> = vnet.nat_gateways.iter().map(|g| g.key.as_str()).collect();
+        if gateways.len() < vnet.nat_gateways.len() {
+            return Err(self.twice("NAT gateway", "of one key"));
+        }
+        let closed = |s: &&crate::fabric::SubnetSpec| s.nat_gateway.as_deref().is_some_and(|g| !gateways.contains(g));
+        if let Some(subnet) = vnet.subnets.iter().find(closed) {
+            return Err(SpecError::NoGateway {
+                vnet: vnet.key.clone(),
+                of: subnet.name.clone(),
+                gateway: subnet.nat_gateway.clone().unwrap_or_default(),
             });
         }
         let missing = |s: &&crate::fabric::SubnetSpec| s.security_group.as_deref().is_some_and(|g| !keys.contains(g));
@@ -315,6 +348,12 @@ impl Door<'_> {
         if self.seen.addresses.contains(&address) || self.edge.endpoints.contains(&address) {
             return Err(fail("the address is in use"));
         }
+        if let Some(reason) = self.frontend_fields(f) {
+            return Err(fail(reason));
+        }
+        if public && self.seen.exclusive.contains(&address) {
+            return Err(fail("the address is in use"));
+        }
         if public && self.seen.public.get(&address).is_some_and(|v| *v != vnet.key) {
             return Err(fail("the address belongs to another virtual network"));
         }
@@ -345,6 +384,9 @@ impl FabricSpec {
             vnet.local.iter().try_for_each(|a| door.local(*a))?;
             vnet.nics.iter().try_for_each(|n| door.nic(n))?;
             vnet.frontends.iter().try_for_each(|f| door.frontend(f))?;
+            vnet.nat_gateways.iter().try_for_each(|g| door.gateway(g))?;
+            vnet.instance_addresses.iter().try_for_each(|i| door.instance(i))?;
+            vnet.outbound.iter().try_for_each(|o| door.outbound(o))?;
         }
         Ok(())
     }
@@ -363,6 +405,10 @@ impl FabricSpec {
                 std::mem::take(&mut vnet.peers),
             );
             let (mut clusters, mut local, mut nics, mut frontends, mut peers) = parts;
+            let (mut instance_addresses, mut outbound) = (
+                std::mem::take(&mut vnet.instance_addresses),
+                std::mem::take(&mut vnet.outbound),
+            );
             let mut keep = |result: Result<(), SpecError>| result.map_err(|e| errors.push(e)).is_ok();
             let mut door = Door {
                 edge: &edge,
@@ -377,7 +423,19 @@ impl FabricSpec {
             local.retain(|a| keep(door.local(*a)));
             nics.retain(|n| keep(door.nic(n)));
             frontends.retain(|f| keep(door.frontend(f)));
+            let mut nat_gateways = vnet.nat_gateways.clone();
+            for gateway in &mut nat_gateways {
+                // Its subnets stay closed then: whoever asked for this way out shall not leave by another one.
+                if !keep(door.gateway(gateway)) {
+                    gateway.addresses.clear();
+                }
+            }
+            instance_addresses.retain(|i| keep(door.instance(i)));
+            outbound.retain(|o| keep(door.outbound(o)));
             good.push(VnetSpec {
+                nat_gateways,
+                instance_addresses,
+                outbound,
                 clusters,
                 local,
                 nics,
@@ -435,11 +493,11 @@ pub fn check_instance(instance: &str) -> Result<(), SpecError> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::fabric::{IpConfigSpec, SubnetSpec};
 
-    fn spec() -> FabricSpec {
+    pub(crate) fn spec() -> FabricSpec {
         let nic = |key: &str, last| NicSpec {
             key: key.to_owned(),
             mac: Mac::derived(key),

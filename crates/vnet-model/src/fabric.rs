@@ -8,6 +8,7 @@ use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
 use crate::address::{Mac, WIRE_SERVER};
+pub use crate::balancer::{Distribution, InstanceAddressSpec, NatGatewaySpec, OutboundSpec, ProbeKind, ProbeSpec};
 pub use crate::check::{SpecError, check_instance};
 use crate::interfaces::{Interface, InterfaceAddress, InterfaceSubnet, Interfaces};
 use crate::nsg::SecurityRule;
@@ -95,6 +96,15 @@ pub struct VnetSpec {
     /// Route tables that subnets name.
     #[serde(default)]
     pub route_tables: Vec<RouteTableSpec>,
+    /// NAT gateways that subnets name.
+    #[serde(default)]
+    pub nat_gateways: Vec<NatGatewaySpec>,
+    /// Public addresses of single NIC addresses.
+    #[serde(default)]
+    pub instance_addresses: Vec<InstanceAddressSpec>,
+    /// SNAT ports at load balancers' frontends.
+    #[serde(default)]
+    pub outbound: Vec<OutboundSpec>,
 }
 
 /// Routes that a subnet's NICs have besides the system's; the longest prefix wins, and at equal length these.
@@ -153,6 +163,9 @@ pub struct SubnetSpec {
     /// Key of a route table of the virtual network.
     #[serde(default)]
     pub route_table: Option<String>,
+    /// Key of a NAT gateway of the virtual network.
+    #[serde(default)]
+    pub nat_gateway: Option<String>,
 }
 
 /// A network security group: its own rules; the default ones are understood.
@@ -212,6 +225,8 @@ pub enum NicKind {
 pub enum Protocol {
     Tcp,
     Udp,
+    /// Every protocol and port: frontends with port 0 (high-availability ports) and outbound rules.
+    All,
 }
 
 /// A load balancer's frontend: an address of the public pool, or one inside the virtual network.
@@ -220,12 +235,41 @@ pub enum Protocol {
 pub struct FrontendSpec {
     pub address: Ipv4Addr,
     pub protocol: Protocol,
+    /// 0 with [`Protocol::All`]: whatever no other frontend of the address has.
     pub port: u16,
-    /// Ready ones only; none: connections are refused.
+    /// None that is ready: connections are refused.
     pub backends: Vec<BackendSpec>,
-    /// The same client gets the same backend.
     #[serde(default)]
-    pub client_affinity: bool,
+    pub distribution: Distribution,
+    /// Idle time after which a flow is forgotten; 0 is the kernel's own.
+    #[serde(default)]
+    pub idle_timeout_s: u32,
+    /// Who sends on a flow that was forgotten gets a reset; otherwise it is dropped without a word.
+    #[serde(default)]
+    pub tcp_reset: bool,
+    /// Who may connect; empty: everyone.
+    #[serde(default)]
+    pub sources: Vec<Ipv4Net>,
+    /// Backends that fail it get no new flows.
+    #[serde(default)]
+    pub probe: Option<ProbeSpec>,
+}
+
+impl FrontendSpec {
+    /// A frontend that spreads by five-tuple and leaves everything else to its defaults.
+    pub fn new(address: Ipv4Addr, protocol: Protocol, port: u16, backends: Vec<BackendSpec>) -> Self {
+        Self {
+            address,
+            protocol,
+            port,
+            backends,
+            distribution: Distribution::default(),
+            idle_timeout_s: 0,
+            tcp_reset: false,
+            sources: Vec::new(),
+            probe: None,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Ord, PartialEq, PartialOrd, Serialize)]

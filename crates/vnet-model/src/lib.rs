@@ -2,6 +2,7 @@
 //!
 //! * [`address`]: MAC addresses and the fabric's well-known addresses.
 //! * [`arm`]: ARM's bodies of security rules and routes, read and shown.
+//! * [`balancer`]: load balancers' distribution and probes, NAT gateways, public addresses, outbound rules.
 //! * [`rules`]: what a virtual network and its subnets must satisfy, with ARM's error codes.
 //! * [`ipam`]: who holds which address of a subnet.
 //! * [`interfaces`]: the wire server's interface information, rendered and parsed.
@@ -10,6 +11,7 @@
 
 pub mod address;
 pub mod arm;
+pub mod balancer;
 mod check;
 pub mod fabric;
 pub mod interfaces;

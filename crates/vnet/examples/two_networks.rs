@@ -77,13 +77,7 @@ fn show() {
         })
         .to_vec();
     let frontend = Ipv4Addr::new(198, 19, 0, 10);
-    spec.vnets[0].frontends = vec![FrontendSpec {
-        address: frontend,
-        protocol: Protocol::Tcp,
-        port: 80,
-        backends,
-        client_affinity: false,
-    }];
+    spec.vnets[0].frontends = vec![FrontendSpec::new(frontend, Protocol::Tcp, 80, backends)];
 
     let fabric = Fabric::open("show", "/run/show").expect("open");
     let report = timed("apply two networks", || fabric.apply(&spec).expect("apply"));

@@ -20,7 +20,7 @@ use crate::join::{join_host, join_peers, join_vnet, part_peers, part_strangers, 
 use crate::names::{
     EDGE_LINK, EDGE_TABLE, SECURITY_TABLE, VNET_TABLE, edge_pin, host_link, nic_link, pins, vnet_of_pin, vnet_pin,
 };
-use crate::plan::{NamespacePlan, Transit, assign_slots, ended_ways, plan_edge, plan_host, plan_vnet};
+use crate::plan::{NamespacePlan, Transit, assign_slots, ended_addresses, ended_ways, plan_edge, plan_host, plan_vnet};
 use crate::serve::Servers;
 use crate::{Error, dial, teardown};
 
@@ -478,6 +478,7 @@ impl Space {
         // After the rules, so that none of them is made again meanwhile.
         if let Some(last) = last {
             self.handles.forget_translated(&ended_ways(last, vnet))?;
+            self.handles.forget(&ended_addresses(last, vnet))?;
         }
         Ok(changes)
     }

@@ -15,6 +15,8 @@ pub const BALANCER_TABLE: &str = "oaks-lb";
 pub const SECURITY_TABLE: &str = "oaks-nsg";
 /// Table that marks packets for route tables in a virtual network's namespace.
 pub const ROUTES_TABLE: &str = "oaks-routes";
+/// Table of public addresses for outward flows in a virtual network's namespace.
+pub const OUTBOUND_TABLE: &str = "oaks-out";
 /// Table of the edge's namespace.
 pub const EDGE_TABLE: &str = "oaks-edge";
 /// Links that one request can delete together.

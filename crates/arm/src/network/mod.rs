@@ -10,7 +10,8 @@ use std::{sync::Arc, time::Duration};
 use ipnet::IpNet;
 use reconcile::{Error, Informers};
 use resources::{
-    LoadBalancer, NetworkInterface, NetworkSecurityGroup, PublicIPAddress, ResourceGroup, RouteTable, VirtualNetwork,
+    LoadBalancer, NatGateway, NetworkInterface, NetworkSecurityGroup, PublicIPAddress, PublicIPPrefix, ResourceGroup,
+    RouteTable, VirtualNetwork,
 };
 use stdx::{BackoffPolicy, Rng, Shutdown};
 use tokio::sync::Notify;
@@ -35,6 +36,8 @@ pub async fn run(home: Home, informers: Informers, pool: Option<IpNet>, shutdown
     informers.get::<LoadBalancer>().on_change(wake());
     informers.get::<NetworkSecurityGroup>().on_change(wake());
     informers.get::<RouteTable>().on_change(wake());
+    informers.get::<NatGateway>().on_change(wake());
+    informers.get::<PublicIPPrefix>().on_change(wake());
     let mut failures = 0u32;
     let mut rng = Rng::from_entropy();
     loop {
@@ -71,6 +74,8 @@ async fn pass(home: &Home, pool: Option<IpNet>) -> Result<(), Error> {
         load_balancers: home.list("loadbalancers").await?,
         security_groups: home.list("networksecuritygroups").await?,
         route_tables: home.list("routetables").await?,
+        nat_gateways: home.list("natgateways").await?,
+        public_ip_prefixes: home.list("publicipprefixes").await?,
         pool,
     };
     let mut result = Ok(());

@@ -26,6 +26,8 @@ pub struct Inputs {
     pub load_balancers: Vec<ArmObject>,
     pub security_groups: Vec<ArmObject>,
     pub route_tables: Vec<ArmObject>,
+    pub nat_gateways: Vec<ArmObject>,
+    pub public_ip_prefixes: Vec<ArmObject>,
     /// Pool of public addresses.
     pub pool: Option<IpNet>,
 }

@@ -29,17 +29,25 @@ pub struct World {
     pub clusters: Vec<ArmObject>,
     pub security_groups: Vec<ArmObject>,
     pub route_tables: Vec<ArmObject>,
+    pub public_ips: Vec<ArmObject>,
+    pub public_ip_prefixes: Vec<ArmObject>,
+    pub load_balancers: Vec<ArmObject>,
+    pub nat_gateways: Vec<ArmObject>,
     /// Public addresses: no virtual network may have them inside.
     pub public_pool: Option<ipnet::IpNet>,
 }
 
 /// Kinds that a [`World`] is made of.
-pub const WORLD_PLURALS: [&str; 5] = [
+pub const WORLD_PLURALS: [&str; 9] = [
     "virtualnetworks",
     "networkinterfaces",
     "managedclusters",
     "networksecuritygroups",
     "routetables",
+    "publicipaddresses",
+    "publicipprefixes",
+    "loadbalancers",
+    "natgateways",
 ];
 
 impl World {

@@ -1,7 +1,7 @@
 //! One transaction: all of its changes happen, or none.
 
 use super::encode::{Attributes, INLINE_NAME, InlineValues, RuleEncoder, exact, key_bounds, type_and_length, verdict};
-use super::{Chain, ChainKind, Datum, Element, Error, Family, Field, Set, Table, Value, ValueType};
+use super::{Chain, ChainKind, CtTimeout, Datum, Element, Error, Family, Field, Set, TCP, Table, Value, ValueType};
 
 const NEWTABLE: u8 = 0;
 const DELTABLE: u8 = 2;
@@ -11,6 +11,7 @@ const NEWRULE: u8 = 6;
 const NEWSET: u8 = 9;
 const NEWSETELEM: u8 = 12;
 const DELSETELEM: u8 = 14;
+const NEWOBJECT: u8 = 18;
 
 const NLM_F_CREATE: u16 = 0x400;
 const NLM_F_APPEND: u16 = 0x800;
@@ -25,6 +26,9 @@ const SET_CONCAT: u32 = 0x80;
 const ELEMENT_INTERVAL_END: u32 = 1;
 /// `NFT_DATA_VERDICT`.
 const VERDICT_TYPE: u32 = 0xffff_ff00;
+
+/// `NFT_OBJECT_CT_TIMEOUT`.
+pub(super) const OBJECT_CT_TIMEOUT: u32 = 7;
 
 /// A list attribute holds at most 64 KiB.
 const ELEMENTS_PER_MESSAGE: usize = 400;
@@ -85,6 +89,9 @@ impl Batch {
     pub fn replace_table(&mut self, table: &Table) -> Result<(), Error> {
         self.delete_table(table.family, &table.name);
         self.add_table(table.family, &table.name);
+        for timeout in &table.timeouts {
+            self.add_timeout(table, timeout);
+        }
         for set in &table.sets {
             self.add_set(table, set);
         }
@@ -112,6 +119,7 @@ impl Batch {
         let same_shape = old.family == new.family
             && old.name == new.name
             && old.chains == new.chains
+            && old.timeouts == new.timeouts
             && old.sets.len() == new.sets.len()
             && old.sets.iter().zip(&new.sets).all(|(a, b)| {
                 a == b
@@ -207,6 +215,32 @@ impl Batch {
         );
     }
 
+    fn add_timeout(&mut self, table: &Table, timeout: &CtTimeout) {
+        const NFPROTO_IPV4: u16 = 2;
+        const TCP_ESTABLISHED: u16 = 3;
+        const UDP_UNREPLIED: u16 = 1;
+        const UDP_REPLIED: u16 = 2;
+        let states = match timeout.protocol {
+            TCP => &[TCP_ESTABLISHED][..],
+            _ => &[UDP_UNREPLIED, UDP_REPLIED],
+        };
+        let what = format!("add timeout {} of {}", timeout.name, table.name);
+        self.push(NEWOBJECT, NLM_F_CREATE, table.family, what, |a| {
+            a.text(1, &table.name)
+                .text(2, &timeout.name)
+                .u32(3, OBJECT_CT_TIMEOUT)
+                .nest(4, |data| {
+                    data.bytes(1, &NFPROTO_IPV4.to_be_bytes())
+                        .u8(2, timeout.protocol)
+                        .nest(3, |policy| {
+                            for state in states {
+                                policy.u32(*state, timeout.idle_s);
+                            }
+                        });
+                });
+        });
+    }
+
     fn add_chain(&mut self, table: &Table, chain: &Chain) {
         let what = format!("add chain {} of {}", chain.name, table.name);
         self.push(NEWCHAIN, NLM_F_CREATE, table.family, what, |a| {
@@ -256,6 +290,11 @@ impl Batch {
         let (data_type, data_len) = match &values {
             InlineValues::Verdicts(_) => (VERDICT_TYPE, 0),
             InlineValues::Targets(_) => type_and_length(&TARGET),
+            InlineValues::Addresses(_) => type_and_length(&TARGET[..1]),
+        };
+        let data = match &values {
+            InlineValues::Addresses(_) => &TARGET[..1],
+            _ => &TARGET[..],
         };
         let (key_type, key_len) = type_and_length(&[Field::Integer]);
         let what = || format!("add an unnamed map of {}", table.name);
@@ -290,11 +329,17 @@ impl Batch {
                     .map(|(n, v)| numbered(n, v))
                     .collect()
             }
+            InlineValues::Addresses(a) => a
+                .into_iter()
+                .map(|a| Value::Data(vec![Datum::Ip(a)]))
+                .enumerate()
+                .map(|(n, v)| numbered(n, v))
+                .collect(),
         };
         for chunk in elements.chunks(ELEMENTS_PER_MESSAGE) {
             let mut list = Attributes::default();
             for element in chunk {
-                encode_element(&mut list, &[Field::Integer], Some(&TARGET), false, element, NEWSETELEM)?;
+                encode_element(&mut list, &[Field::Integer], Some(data), false, element, NEWSETELEM)?;
             }
             self.push(NEWSETELEM, NLM_F_CREATE, table.family, what(), |a| {
                 a.text(1, &table.name)

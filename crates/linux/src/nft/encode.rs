@@ -198,6 +198,7 @@ pub(super) struct InlineMap {
 pub(super) enum InlineValues {
     Verdicts(Vec<Verdict>),
     Targets(Vec<(std::net::Ipv4Addr, u16)>),
+    Addresses(Vec<std::net::Ipv4Addr>),
 }
 
 /// Encodes the expressions of one rule.
@@ -408,6 +409,7 @@ impl<'a> RuleEncoder<'a> {
     }
 
     fn nat(&mut self, destination: bool, target: &NatTarget) -> Result<(), Error> {
+        let mut last_port = false;
         let has_port = match target {
             NatTarget::To { address, port } => {
                 self.immediate(REG, &address.octets());
@@ -420,6 +422,20 @@ impl<'a> RuleEncoder<'a> {
                 self.load_all(fields)?;
                 self.lookup(map, None, Some(REG), false);
                 *port
+            }
+            NatTarget::PortRange { fields, map } => {
+                self.load_all(fields)?;
+                self.lookup(map, None, Some(REG), false);
+                last_port = true;
+                true
+            }
+            NatTarget::OneAddressOf { addresses, .. } if addresses.len() == 1 => {
+                return self.nat(destination, &NatTarget::to(addresses[0], None));
+            }
+            NatTarget::OneAddressOf { by, addresses } => {
+                self.choose(by, addresses.len())?;
+                self.inline_map(InlineValues::Addresses(addresses.clone()), REG);
+                false
             }
             NatTarget::OneOf { targets, .. } if targets.len() == 1 => {
                 let (address, port) = targets[0];
@@ -441,6 +457,9 @@ impl<'a> RuleEncoder<'a> {
             e.u32(1, u32::from(destination)).u32(2, 2).u32(3, REG);
             if has_port {
                 e.u32(5, REG + 1);
+            }
+            if last_port {
+                e.u32(6, REG + 2);
             }
         });
         Ok(())
@@ -478,6 +497,17 @@ impl<'a> RuleEncoder<'a> {
             }
             Statement::CtState { mask, negate } => self.bits(0, *mask, *negate),
             Statement::CtStatus { mask, negate } => self.bits(2, *mask, *negate),
+            Statement::TcpFlags { mask, value, negate } => {
+                const FLAGS_OFFSET: u32 = 13;
+                self.expression("payload", |e| {
+                    e.u32(1, REG).u32(2, 2).u32(3, FLAGS_OFFSET).u32(4, 1);
+                });
+                self.bitwise(REG, &[*mask], &[0]);
+                self.compare(REG, &[*value], *negate);
+            }
+            Statement::SetCtTimeout { name } => self.expression("objref", |e| {
+                e.u32(1, super::batch::OBJECT_CT_TIMEOUT).text(2, name);
+            }),
             Statement::MarkBits { mask, negate } => {
                 self.load(Field::Mark, REG)?;
                 self.bitwise(REG, &mask.to_ne_bytes(), &[0; 4]);

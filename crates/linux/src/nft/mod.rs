@@ -21,12 +21,12 @@ mod rule;
 pub use batch::Batch;
 pub(crate) use encode::Attributes;
 pub use model::{
-    Chain, ChainKind, Datum, Element, Family, Field, Hook, HookPoint, ICMP, Set, TCP, Table, UDP, Value, ValueType,
-    Verdict,
+    Chain, ChainKind, CtTimeout, Datum, Element, Family, Field, Hook, HookPoint, ICMP, Set, TCP, Table, UDP, Value,
+    ValueType, Verdict,
 };
 pub use rule::{
     Balance, CT_ESTABLISHED, CT_INVALID, CT_NEW, CT_RELATED, CT_STATUS_DNAT, CT_STATUS_SNAT, NatTarget, Reject, Rule,
-    Statement,
+    Statement, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN,
 };
 
 const NETLINK_NETFILTER: isize = 12;

@@ -22,8 +22,19 @@ pub enum Family {
 pub struct Table {
     pub family: Family,
     pub name: String,
+    pub timeouts: Vec<CtTimeout>,
     pub sets: Vec<Set>,
     pub chains: Vec<Chain>,
+}
+
+/// How long connections of a protocol are remembered, for rules that name it ([`super::Statement::SetCtTimeout`]). IPv4.
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+pub struct CtTimeout {
+    pub name: String,
+    /// [`TCP`] or [`UDP`].
+    pub protocol: u8,
+    /// Without a packet either way; of a TCP connection that stands, or of a UDP flow.
+    pub idle_s: u32,
 }
 
 /// A set, or a map if `value` is given.
@@ -161,6 +172,7 @@ impl Table {
         Self {
             family,
             name: name.into(),
+            timeouts: Vec::new(),
             sets: Vec::new(),
             chains: Vec::new(),
         }

@@ -43,6 +43,16 @@ pub enum Statement {
         mask: u32,
         negate: bool,
     },
+    /// A TCP segment whose flags under `mask` are, or are not, `value` (`TCP_*`).
+    TcpFlags {
+        mask: u8,
+        value: u8,
+        negate: bool,
+    },
+    /// A new connection gets the table's [`super::CtTimeout`] of that name.
+    SetCtTimeout {
+        name: String,
+    },
     /// Any of these bits of the packet's mark is set, or none is.
     MarkBits {
         mask: u32,
@@ -103,6 +113,16 @@ pub enum NatTarget {
         map: String,
         port: bool,
     },
+    /// Looked up; the map's value is `[IpDaddr, Dport, Dport]`: an address, the first and the last port.
+    PortRange {
+        fields: Vec<Field>,
+        map: String,
+    },
+    /// One of these, chosen per connection; the port stays if it can.
+    OneAddressOf {
+        by: Balance,
+        addresses: Vec<Ipv4Addr>,
+    },
     /// One of these, chosen per connection.
     OneOf {
         by: Balance,
@@ -134,6 +154,11 @@ pub const CT_RELATED: u32 = 4;
 pub const CT_NEW: u32 = 8;
 pub const CT_STATUS_SNAT: u32 = 16;
 pub const CT_STATUS_DNAT: u32 = 32;
+
+pub const TCP_FIN: u8 = 1;
+pub const TCP_SYN: u8 = 2;
+pub const TCP_RST: u8 = 4;
+pub const TCP_ACK: u8 = 16;
 
 impl Rule {
     pub fn new() -> Self {
@@ -226,6 +251,19 @@ impl Rule {
 
     pub fn ct_state(self, mask: u32) -> Self {
         self.then(Statement::CtState { mask, negate: false })
+    }
+
+    /// A TCP segment that does not open a connection.
+    pub fn tcp_not_syn(self) -> Self {
+        self.proto(TCP).then(Statement::TcpFlags {
+            mask: TCP_FIN | TCP_SYN | TCP_RST | TCP_ACK,
+            value: TCP_SYN,
+            negate: true,
+        })
+    }
+
+    pub fn set_ct_timeout(self, name: impl Into<String>) -> Self {
+        self.then(Statement::SetCtTimeout { name: name.into() })
     }
 
     pub fn counter(self) -> Self {

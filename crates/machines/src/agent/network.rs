@@ -4,8 +4,8 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use reconcile::{Informer, Kind};
 use resources::{
-    LoadBalancer, Machine, NetworkInterface, NetworkSecurityGroup, PublicIPAddress, RouteTable, VirtualNetwork,
-    VirtualNode,
+    LoadBalancer, Machine, NatGateway, NetworkInterface, NetworkSecurityGroup, PublicIPAddress, RouteTable,
+    VirtualNetwork, VirtualNode,
 };
 use stdx::Shutdown;
 use tokio::sync::{Notify, watch};
@@ -39,6 +39,7 @@ struct Watched {
     load_balancers: Informer<LoadBalancer>,
     security_groups: Informer<NetworkSecurityGroup>,
     route_tables: Informer<RouteTable>,
+    nat_gateways: Informer<NatGateway>,
     machines: Informer<Machine>,
     virtual_nodes: Informer<VirtualNode>,
 }
@@ -54,6 +55,7 @@ impl Network {
             load_balancers: open(&config, &changed).await,
             security_groups: open(&config, &changed).await,
             route_tables: open(&config, &changed).await,
+            nat_gateways: open(&config, &changed).await,
             machines: open(&config, &changed).await,
             virtual_nodes: open(&config, &changed).await,
         };
@@ -124,6 +126,7 @@ async fn apply(config: &AgentConfig, watched: &Watched) -> Result<Applied, Agent
         load_balancers: owned(&watched.load_balancers),
         security_groups: owned(&watched.security_groups),
         route_tables: owned(&watched.route_tables),
+        nat_gateways: owned(&watched.nat_gateways),
         machines: owned(&watched.machines),
         virtual_nodes: owned(&watched.virtual_nodes),
     };

@@ -7,8 +7,8 @@ use std::{
 
 use ipnet::{IpNet, Ipv4Net};
 use resources::{
-    LoadBalancer, Machine, NetworkInterface, NetworkSecurityGroup, PublicIPAddress, RouteTable, VirtualNetwork,
-    VirtualNode, object_name,
+    LoadBalancer, Machine, NatGateway, NetworkInterface, NetworkSecurityGroup, PublicIPAddress, RouteTable,
+    VirtualNetwork, VirtualNode, object_name,
     views::{NicAddresses, PeeringView, VnetView, lb_frontends, peerings, subnet_ref},
 };
 use vnet_model::{
@@ -31,6 +31,7 @@ pub struct World {
     pub load_balancers: Vec<LoadBalancer>,
     pub security_groups: Vec<NetworkSecurityGroup>,
     pub route_tables: Vec<RouteTable>,
+    pub nat_gateways: Vec<NatGateway>,
     pub machines: Vec<Machine>,
     pub virtual_nodes: Vec<VirtualNode>,
 }
@@ -323,13 +324,8 @@ fn add_frontends(lb: &LoadBalancer, vnets: &mut BTreeMap<String, VnetSpec>) -> R
                 })
             })
             .collect::<Result<_, String>>()?;
-        vnet.frontends.push(FrontendSpec {
-            address: v4(f.address)?,
-            protocol,
-            port: f.port,
-            backends,
-            client_affinity: false,
-        });
+        vnet.frontends
+            .push(FrontendSpec::new(v4(f.address)?, protocol, f.port, backends));
     }
     Ok(())
 }

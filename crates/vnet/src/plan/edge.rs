@@ -1,7 +1,6 @@
 //! The edge's namespace, and the host's part of the border.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::collections::BTreeMap;
 
 use ipnet::Ipv4Net;
 use linux::nft::{Chain, ChainKind, Datum, Element, Family, Field, Hook, HookPoint, Reject, Rule, Set, Table};
@@ -51,15 +50,11 @@ pub fn plan_edge(spec: &FabricSpec, slots: &BTreeMap<String, u32>, has_uplink: b
         plan.route(Ipv4Net::from(address), &link);
         plan.neighbour(&link, address, vnet_side_mac(&vnet.key));
         sources.push(Element::key([Datum::IfName(link.clone()), Datum::Ip(address)]));
-        let public: BTreeSet<Ipv4Addr> = vnet
-            .frontends
-            .iter()
-            .map(|f| f.address)
-            .filter(|a| spec.edge.pool.contains(a))
-            .collect();
-        for frontend in public {
-            plan.route_via(Ipv4Net::from(frontend), &link, address, None);
+        for public in super::outbound::public_addresses(vnet, spec.edge.pool) {
+            plan.route_via(Ipv4Net::from(public), &link, address, None);
         }
+        let leaving = super::outbound::leaving_addresses(vnet).into_iter();
+        sources.extend(leaving.map(|a| Element::key([Datum::IfName(link.clone()), Datum::Ip(a)])));
     }
     plan.tables = vec![edge_table(spec, sources, transit)];
     plan
@@ -168,13 +163,15 @@ pub fn plan_host(spec: &FabricSpec, uplink: Option<&str>) -> NamespacePlan {
         plan.sysctls
             .push((format!("net/ipv4/conf/{link}/forwarding"), "1".to_owned()));
         through.push(Rule::new().iifname(&link).oifname(uplink).accept());
-        let masquerade = Rule::new().saddr(spec.edge.transit).oifname(uplink).masquerade();
+        // Public addresses are this platform's own: the world behind the uplink does not know the way back to them.
+        let masquerade =
+            [spec.edge.transit, spec.edge.pool].map(|net| Rule::new().saddr(net).oifname(uplink).masquerade());
         table.chains.push(Chain::base(
             "outward",
             ChainKind::Nat,
             HookPoint::Postrouting,
             100,
-            [masquerade],
+            masquerade,
         ));
     }
     through.push(

@@ -16,7 +16,8 @@
 //! prerouting -150 anti-spoofing, and the cluster mark on packets from group ports; prerouting -140, input -10 and
 //! forward 10 security groups; prerouting -90 marks for route tables; prerouting -110 is left to the
 //! service proxy, which reads the mark; prerouting -101 refuses frontends without backends; prerouting -100 frontends and
-//! cluster DNS; input 0 protects the namespace's own sockets; postrouting 100 outward translation, 90 is left to the
+//! cluster DNS, -99 public addresses of instances; input 0 protects the namespace's own sockets; postrouting 95 machines that reach themselves, 99
+//! public addresses of the network, 100 outward translation, 90 is left to the
 //! service proxy.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -28,14 +29,16 @@ use linux::nft::Table;
 use vnet_model::Mac;
 use vnet_model::fabric::EdgeSpec;
 
+mod balancer;
 mod edge;
+mod outbound;
 mod routing;
 mod security;
 mod vnet;
 
+pub use balancer::{ended_addresses, ended_ways};
 pub use edge::{edge_side_mac, host_link_macs, plan_edge, plan_host, vnet_side_mac};
 pub use security::DENIED;
-pub use vnet::ended_ways;
 pub use vnet::{SPOOFED, peer_mac, plan_vnet};
 
 /// What a namespace shall hold. Entries on links that are not there yet wait for them.

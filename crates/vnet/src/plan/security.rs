@@ -45,7 +45,8 @@ pub fn security(vnet: &VnetSpec) -> Table {
         return table;
     }
     let net = |n: &Ipv4Net| Element::key([Datum::Net(*n)]);
-    let frontends: BTreeSet<_> = vnet.frontends.iter().map(|f| f.address).collect();
+    let instances = vnet.instance_addresses.iter().map(|i| i.public);
+    let frontends: BTreeSet<_> = vnet.frontends.iter().map(|f| f.address).chain(instances).collect();
     table.sets = vec![
         Set::new(VNET_TAG, [Field::IpSaddr])
             .intervals()

@@ -1,19 +1,17 @@
 //! One virtual network's namespace.
 
-use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
-use linux::conntrack::Translation;
 use linux::nft::{
-    Balance, CT_STATUS_DNAT, Chain, ChainKind, Datum, Element, Family, Field, HookPoint, NatTarget, Reject, Rule, Set,
-    Statement, TCP, Table, UDP, Verdict,
+    Chain, ChainKind, Datum, Element, Family, Field, HookPoint, NatTarget, Reject, Rule, Set, Statement, TCP, Table,
+    UDP,
 };
 use vnet_model::WIRE_SERVER;
-use vnet_model::fabric::{EdgeSpec, FrontendSpec, NicKind, Protocol, VnetSpec};
+use vnet_model::fabric::{EdgeSpec, NicKind, VnetSpec};
 
 use super::{NamespacePlan, Transit};
-use crate::names::{BALANCER_TABLE, EDGE_LINK, VNET_TABLE, nic_link, peer_link, vnet_link};
+use crate::names::{EDGE_LINK, VNET_TABLE, nic_link, peer_link, vnet_link};
 
 /// Comment of the counting rule for packets whose source is none of their NIC's addresses.
 pub const SPOOFED: &str = "spoofed source";
@@ -49,18 +47,15 @@ pub fn plan_vnet(vnet: &VnetSpec, edge: &EdgeSpec, slot: u32) -> NamespacePlan {
             plan.neighbour(&link, address, nic.mac);
         }
     }
-    for frontend in vnet
-        .frontends
-        .iter()
-        .filter(|f| !vnet.prefixes.iter().any(|p| p.contains(&f.address)))
-    {
+    for public in super::outbound::public_addresses(vnet, edge.pool) {
         // A port without a rule must not go round between the edge and here.
-        plan.refuse(Ipv4Net::from(frontend.address));
+        plan.refuse(Ipv4Net::from(public));
     }
     let routes = super::routing::routing(vnet, &mut plan, transit.edge(), outward);
     plan.tables = vec![
         protection(vnet, outward),
-        balancer(vnet),
+        super::balancer::balancer(vnet),
+        super::outbound::outbound(vnet),
         super::security::security(vnet),
         routes,
     ];
@@ -218,139 +213,7 @@ fn protection(vnet: &VnetSpec, outward: Ipv4Addr) -> Table {
     table
 }
 
-fn balancer(vnet: &VnetSpec) -> Table {
-    use Field::{Dport, IpDaddr, L4Proto, Mark};
-    let place = [IpDaddr, L4Proto, Dport];
-    let key = |f: &FrontendSpec| {
-        [
-            Datum::Ip(f.address),
-            Datum::Proto(number(f.protocol)),
-            Datum::Port(f.port),
-        ]
-    };
-    let chain = |f: &FrontendSpec| format!("{}-{}-{}", f.address, number(f.protocol), f.port);
-    let (ready, empty): (Vec<_>, Vec<_>) = vnet.frontends.iter().partition(|f| !f.backends.is_empty());
-    let dns = vnet.clusters.iter().flat_map(|c| {
-        [TCP, UDP].map(|proto| {
-            Element::data(
-                [
-                    Datum::Mark(c.mark),
-                    Datum::Ip(c.dns_service_ip),
-                    Datum::Proto(proto),
-                    Datum::Port(53),
-                ],
-                [Datum::Ip(WIRE_SERVER), Datum::Port(c.dns_port)],
-            )
-        })
-    });
-    let mut table = Table::new(Family::Ip, BALANCER_TABLE);
-    table.sets = vec![
-        Set::verdict_map("frontends", place)
-            .with(ready.iter().map(|f| Element::verdict(key(f), Verdict::goto(chain(f))))),
-        Set::new("empty", place).with(empty.iter().map(|f| Element::key(key(f)))),
-        Set::map("dns", [Mark, IpDaddr, L4Proto, Dport], [IpDaddr, Dport]).with(dns),
-    ];
-    if !vnet.frontends.is_empty() {
-        let ports = vnet.nics.iter().map(|n| name(&nic_link(&n.key)));
-        let fronts: BTreeSet<Ipv4Addr> = vnet.frontends.iter().map(|f| f.address).collect();
-        table.sets.extend([
-            Set::new("same-port", [Field::Iifname, Field::Oifname]).with(ports.map(|p| Element::key([p.clone(), p]))),
-            Set::map("itself", [Field::CtOriginalIpDaddr], [IpDaddr]).with(
-                fronts
-                    .into_iter()
-                    .map(|a| Element::data([Datum::Ip(a)], [Datum::Ip(a)])),
-            ),
-        ]);
-    }
-    let refused = |rule: Rule| rule.in_set(place, "empty");
-    table.chains = vec![
-        Chain::base(
-            "refuse",
-            ChainKind::Filter,
-            HookPoint::Prerouting,
-            -101,
-            [
-                refused(Rule::new()).proto(TCP).reject(Reject::TcpReset),
-                refused(Rule::new()).reject(Reject::PortUnreachable),
-            ],
-        ),
-        Chain::base(
-            "balance",
-            ChainKind::Nat,
-            HookPoint::Prerouting,
-            -100,
-            [
-                Rule::new().vmap(place, "frontends"),
-                Rule::new().dnat(NatTarget::map([Mark, IpDaddr, L4Proto, Dport], "dns")),
-            ],
-        ),
-    ];
-    if !vnet.frontends.is_empty() {
-        // Back to where it came from: without the frontend as its source the answer would not come back here.
-        let hairpin = Rule::new()
-            .then(Statement::CtStatus {
-                mask: CT_STATUS_DNAT,
-                negate: false,
-            })
-            .in_set([Field::Iifname, Field::Oifname], "same-port")
-            .snat(NatTarget::Map {
-                fields: vec![Field::CtOriginalIpDaddr],
-                map: "itself".to_owned(),
-                port: false,
-            });
-        table.chains.push(Chain::base(
-            "hairpin",
-            ChainKind::Nat,
-            HookPoint::Postrouting,
-            95,
-            [hairpin],
-        ));
-    }
-    for f in ready {
-        let by = if f.client_affinity {
-            Balance::Hash(vec![Field::IpSaddr])
-        } else {
-            Balance::Random
-        };
-        let mut targets: Vec<(Ipv4Addr, u16)> = f.backends.iter().map(|b| (b.address, b.port)).collect();
-        targets.sort_unstable();
-        let rule = Rule::new()
-            .proto(number(f.protocol))
-            .dnat(NatTarget::OneOf { by, targets });
-        table.chains.push(Chain::regular(chain(f), [rule]));
-    }
-    table
-}
-
-/// The ways of load balancers' connections that must not go on from `last` to `next`: datagrams to backends that are gone,
-/// which nobody would ever end, and everything of frontends that are gone. Streams to a backend that is only taken out
-/// end by themselves, so that it can finish them.
-pub fn ended_ways(last: &VnetSpec, next: &VnetSpec) -> BTreeSet<Translation> {
-    let mut out = BTreeSet::new();
-    for old in &last.frontends {
-        let same = |f: &&FrontendSpec| (f.address, f.protocol, f.port) == (old.address, old.protocol, old.port);
-        let now = next.frontends.iter().find(same);
-        let gone = old.backends.iter().filter(|b| match now {
-            None => true,
-            Some(now) => old.protocol == Protocol::Udp && !now.backends.contains(b),
-        });
-        out.extend(gone.map(|b| Translation {
-            protocol: number(old.protocol),
-            asked: (old.address, old.port),
-            given: (b.address, b.port),
-        }));
-    }
-    out
-}
-
-fn number(protocol: Protocol) -> u8 {
-    match protocol {
-        Protocol::Tcp => TCP,
-        Protocol::Udp => UDP,
-    }
-}
-
-fn name(link: &str) -> Datum {
+pub(super) fn name(link: &str) -> Datum {
     Datum::IfName(link.to_owned())
 }
 

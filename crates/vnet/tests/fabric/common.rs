@@ -71,19 +71,11 @@ pub fn fabric_spec(vnets: &[VnetSpec]) -> FabricSpec {
 }
 
 pub fn frontend(address: &str, port: u16, backends: &[(&str, u16)]) -> FrontendSpec {
-    FrontendSpec {
-        address: ip(address),
-        protocol: Protocol::Tcp,
-        port,
-        backends: backends
-            .iter()
-            .map(|(a, p)| BackendSpec {
-                address: ip(a),
-                port: *p,
-            })
-            .collect(),
-        client_affinity: false,
-    }
+    let backend = |(a, p): &(&str, u16)| BackendSpec {
+        address: ip(a),
+        port: *p,
+    };
+    FrontendSpec::new(ip(address), Protocol::Tcp, port, backends.iter().map(backend).collect())
 }
 
 /// A machine: a namespace with a NIC of the fabric.
