@@ -1,7 +1,9 @@
-//! What tests share: a host of their own and bounded waiting. Dev only.
+//! What tests share: a host of their own, bounded waiting, a connectivity matrix, frames made by hand. Dev only.
 
 pub mod debian;
+pub mod frame;
 mod host;
+pub mod matrix;
 mod wait;
 
 pub use host::{Host, HostDiff};

@@ -3,12 +3,13 @@
 use std::collections::{BTreeSet, HashMap};
 use std::net::Ipv4Addr;
 use std::ops::RangeInclusive;
+use std::path::Path;
 
 use ipnet::IpNet;
 use linux::conntrack::{Conntrack, Translation};
 use linux::netlink::{Address, Link, Neighbour, Request, Route, RouteEntry, RouteKind, RoutingRule};
 use linux::netns::NetNs;
-use linux::nft::{Change, Nft, Table};
+use linux::nft::{Change, Family, Nft, Table};
 use linux::sysctl;
 
 use crate::Error;
@@ -88,6 +89,9 @@ pub fn converge(
     changes += requests.len();
     handles.route.run_all(&requests)?;
     for (n, table) in plan.tables.iter().enumerate() {
+        if table.family == Family::Ip6 && !has_ip6() {
+            continue;
+        }
         let before = known.and_then(|k| k.tables.get(n)).filter(|k| same_table(k, table));
         let change = match before {
             Some(before) => handles.nft.update(before, table)?,
@@ -102,7 +106,13 @@ fn same_table(a: &Table, b: &Table) -> bool {
     a.name == b.name && a.family == b.family
 }
 
-fn set_sysctls(handles: &Handles, wanted: &[(String, String)]) -> Result<usize, Error> {
+/// Whether the kernel speaks IPv6 at all.
+pub fn has_ip6() -> bool {
+    Path::new("/proc/sys/net/ipv6").is_dir()
+}
+
+/// Sets those that differ; returns how many that were.
+pub fn set_sysctls(handles: &Handles, wanted: &[(String, String)]) -> Result<usize, Error> {
     let set = || -> Result<usize, sysctl::Error> {
         let mut changes = 0;
         for (key, value) in wanted {

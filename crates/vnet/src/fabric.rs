@@ -15,12 +15,15 @@ use vnet_model::fabric::{FabricSpec, NicSpec, Uplink, VnetSpec, check_instance};
 use vnet_model::rules::overlap;
 
 use crate::attach::{self, NetnsRef, Port};
-use crate::converge::{Handles, Scope, converge};
+use crate::converge::{Handles, Scope, converge, has_ip6, set_sysctls};
 use crate::join::{join_host, join_peers, join_vnet, part_peers, part_strangers, remember_uplink, unplug_strangers};
 use crate::names::{
-    EDGE_LINK, EDGE_TABLE, SECURITY_TABLE, VNET_TABLE, edge_pin, host_link, nic_link, pins, vnet_of_pin, vnet_pin,
+    EDGE_LINK, EDGE_TABLE, NEIGHBOUR_TABLE, SECURITY_TABLE, VNET_TABLE, edge_pin, host_link, nic_link, pins,
+    vnet_of_pin, vnet_pin,
 };
-use crate::plan::{NamespacePlan, Transit, assign_slots, ended_addresses, ended_ways, plan_edge, plan_host, plan_vnet};
+use crate::plan::{
+    NamespacePlan, Transit, assign_slots, ended_addresses, ended_ways, plan_edge, plan_host, plan_vnet, vnet_sysctls,
+};
 use crate::serve::Servers;
 use crate::{Error, dial, teardown};
 
@@ -99,13 +102,10 @@ impl Fabric {
         for vnet in &spec.vnets {
             if !state.vnets.contains_key(&vnet.key) {
                 let ns = netns::create_named(&vnet_pin(&self.run_dir, &vnet.key))?;
-                state.vnets.insert(
-                    vnet.key.clone(),
-                    Space {
-                        handles: Handles::open(ns)?,
-                        plan: None,
-                    },
-                );
+                let handles = Handles::open(ns)?;
+                // Links take what is set when they come.
+                set_sysctls(&handles, &vnet_sysctls())?;
+                state.vnets.insert(vnet.key.clone(), Space { handles, plan: None });
             }
         }
         if state.edge.is_none() {
@@ -290,8 +290,14 @@ impl Fabric {
         let mut state = self.state.lock();
         let mut out = Vec::new();
         for (key, space) in &mut state.vnets {
-            for table in [VNET_TABLE, SECURITY_TABLE] {
-                let counters = space.handles.nft.counters(Family::Ip, table)?;
+            let ip6 = has_ip6().then_some((Family::Ip6, NEIGHBOUR_TABLE));
+            let tables = [
+                (Family::Ip, VNET_TABLE),
+                (Family::Ip, SECURITY_TABLE),
+                (Family::Arp, NEIGHBOUR_TABLE),
+            ];
+            for (family, table) in tables.into_iter().chain(ip6) {
+                let counters = space.handles.nft.counters(family, table)?;
                 out.extend(counters.into_iter().map(|c| (key.clone(), c)));
             }
         }

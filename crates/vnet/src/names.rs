@@ -9,6 +9,8 @@ pub const HOST_LINK: &str = "host";
 pub const EDGE_LINK: &str = "edge";
 /// Table of NIC ports and inward protection in a virtual network's namespace.
 pub const VNET_TABLE: &str = "oaks-vnet";
+/// Tables of what NICs must not say over ARP and IPv6, in a virtual network's namespace.
+pub const NEIGHBOUR_TABLE: &str = "oaks-neigh";
 /// Table of load balancer frontends in a virtual network's namespace.
 pub const BALANCER_TABLE: &str = "oaks-lb";
 /// Table of security groups in a virtual network's namespace.

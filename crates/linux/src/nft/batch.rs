@@ -247,7 +247,7 @@ impl Batch {
             a.text(1, &table.name).text(3, &chain.name);
             if let Some(hook) = &chain.hook {
                 a.nest(4, |h| {
-                    h.u32(1, hook.point as u32).u32(2, hook.priority as u32);
+                    h.u32(1, hook.point.number(table.family)).u32(2, hook.priority as u32);
                 });
                 a.u32(5, u32::from(!hook.drop));
                 a.text(

@@ -59,7 +59,8 @@ impl Field {
     /// Bytes of one value.
     pub(super) fn len(self) -> usize {
         match self {
-            Field::L4Proto | Field::NfProto | Field::IcmpType => 1,
+            Field::L4Proto | Field::NfProto | Field::IcmpType | Field::Icmp6Type => 1,
+            Field::EtherSaddr | Field::ArpEtherSaddr => 6,
             Field::Sport | Field::Dport | Field::CtOriginalDport => 2,
             Field::Ip6Saddr | Field::Ip6Daddr | Field::Iifname | Field::Oifname => 16,
             _ => 4,
@@ -71,11 +72,17 @@ impl Field {
         match self {
             Field::NfProto => 2,
             Field::Integer | Field::Iifgroup => 4,
-            Field::IpSaddr | Field::IpDaddr | Field::CtOriginalIpDaddr | Field::CtOriginalIpSaddr => 7,
+            Field::IpSaddr
+            | Field::IpDaddr
+            | Field::ArpIpSaddr
+            | Field::CtOriginalIpDaddr
+            | Field::CtOriginalIpSaddr => 7,
             Field::Ip6Saddr | Field::Ip6Daddr => 8,
+            Field::EtherSaddr | Field::ArpEtherSaddr => 9,
             Field::L4Proto => 12,
             Field::Sport | Field::Dport | Field::CtOriginalDport => 13,
             Field::IcmpType => 14,
+            Field::Icmp6Type => 29,
             Field::Mark | Field::CtMark => 19,
             Field::Iifname | Field::Oifname => 41,
         }
@@ -109,6 +116,7 @@ fn bounds(field: Field, datum: &Datum) -> Result<(Vec<u8>, Vec<u8>), Error> {
         Datum::Net(n) => (n.network().octets().to_vec(), n.broadcast().octets().to_vec()),
         Datum::IpRange(a, b) => (a.octets().to_vec(), b.octets().to_vec()),
         Datum::Ip6(a) => one(a.octets().to_vec()),
+        Datum::Mac(m) => one(m.to_vec()),
         Datum::Proto(p) => one(vec![*p]),
         Datum::Port(p) => one(p.to_be_bytes().to_vec()),
         Datum::PortRange(a, b) => (a.to_be_bytes().to_vec(), b.to_be_bytes().to_vec()),
@@ -247,13 +255,16 @@ impl<'a> RuleEncoder<'a> {
             self.compare(reg, &[NFPROTO_IPV4], false);
         }
         let payload = |base, offset| Some((base, offset));
-        let (network, transport) = (1, 2);
+        let (link, network, transport) = (0, 1, 2);
         let place = match field {
             Field::IpSaddr => payload(network, 12),
             Field::IpDaddr => payload(network, 16),
+            Field::EtherSaddr => payload(link, 6),
+            Field::ArpEtherSaddr => payload(network, 8),
+            Field::ArpIpSaddr => payload(network, 14),
             Field::Ip6Saddr => payload(network, 8),
             Field::Ip6Daddr => payload(network, 24),
-            Field::Sport | Field::IcmpType => payload(transport, 0),
+            Field::Sport | Field::IcmpType | Field::Icmp6Type => payload(transport, 0),
             Field::Dport => payload(transport, 2),
             _ => None,
         };

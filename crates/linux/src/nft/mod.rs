@@ -21,8 +21,8 @@ mod rule;
 pub use batch::Batch;
 pub(crate) use encode::Attributes;
 pub use model::{
-    Chain, ChainKind, CtTimeout, Datum, Element, Family, Field, Hook, HookPoint, ICMP, Set, TCP, Table, UDP, Value,
-    ValueType, Verdict,
+    Chain, ChainKind, CtTimeout, Datum, Element, Family, Field, Hook, HookPoint, ICMP, ICMP6, Set, TCP, Table, UDP,
+    Value, ValueType, Verdict,
 };
 pub use rule::{
     Balance, CT_ESTABLISHED, CT_INVALID, CT_NEW, CT_RELATED, CT_STATUS_DNAT, CT_STATUS_SNAT, NatTarget, Reject, Rule,

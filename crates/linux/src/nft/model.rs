@@ -12,6 +12,8 @@ use super::Rule;
 pub enum Family {
     Inet = 1,
     Ip = 2,
+    /// ARP packets; hook points input and output only.
+    Arp = 3,
     /// Frames between ports of bridges; addresses of IP packets can be matched, connections not on every kernel.
     Bridge = 7,
     Ip6 = 10,
@@ -107,6 +109,17 @@ pub enum HookPoint {
     Postrouting = 4,
 }
 
+impl HookPoint {
+    /// ARP numbers its two hook points by itself.
+    pub(super) fn number(self, family: Family) -> u32 {
+        match (family, self) {
+            (Family::Arp, Self::Input) => 0,
+            (Family::Arp, Self::Output) => 1,
+            _ => self as u32,
+        }
+    }
+}
+
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]
 pub enum Verdict {
     Accept,
@@ -122,6 +135,11 @@ pub enum Verdict {
 pub enum Field {
     IpSaddr,
     IpDaddr,
+    /// The frame's sender; for incoming Ethernet frames.
+    EtherSaddr,
+    /// Whom an ARP packet speaks of: the sender's hardware address, and its IPv4 address.
+    ArpEtherSaddr,
+    ArpIpSaddr,
     Ip6Saddr,
     Ip6Daddr,
     /// TCP 6, UDP 17, ...
@@ -129,6 +147,7 @@ pub enum Field {
     Sport,
     Dport,
     IcmpType,
+    Icmp6Type,
     Mark,
     CtMark,
     /// Destination of the connection's first packet, before translation.
@@ -152,6 +171,7 @@ pub enum Datum {
     Net(Ipv4Net),
     IpRange(Ipv4Addr, Ipv4Addr),
     Ip6(Ipv6Addr),
+    Mac([u8; 6]),
     Proto(u8),
     Port(u16),
     PortRange(u16, u16),
@@ -164,6 +184,7 @@ pub enum Datum {
 
 /// IP protocol numbers.
 pub const ICMP: u8 = 1;
+pub const ICMP6: u8 = 58;
 pub const TCP: u8 = 6;
 pub const UDP: u8 = 17;
 

@@ -241,3 +241,39 @@ fn large_sets_fit() {
         assert_eq!(ruleset().matches(" . 80").count(), 20_000);
     });
 }
+
+#[test]
+fn frames_arp_and_ip6_are_matched() {
+    in_private_host(|| {
+        let mac = Datum::Mac([2, 0, 0, 0, 0, 1]);
+        let mut nft = Nft::open().unwrap();
+        let mut arp = Table::new(Family::Arp, "t");
+        let key = [Field::Iifname, Field::ArpEtherSaddr, Field::ArpIpSaddr];
+        let element = [Datum::IfName("n0".into()), mac.clone(), Datum::Ip(ip("10.1.0.4"))];
+        arp.sets = vec![Set::new("s", key).with([Element::key(element)])];
+        let rule = Rule::new().not_in_set(key, "s").drop();
+        arp.chains = vec![Chain::base("c", ChainKind::Filter, HookPoint::Input, 0, [rule])];
+        let mut ip4 = Table::new(Family::Ip, "t");
+        let rule = Rule::new().is(Field::EtherSaddr, mac).drop();
+        ip4.chains = vec![Chain::base("c", ChainKind::Filter, HookPoint::Prerouting, 0, [rule])];
+        let mut ip6 = Table::new(Family::Ip6, "t");
+        let rule = Rule::new().proto(ICMP6).is(Field::Icmp6Type, Datum::Proto(134)).drop();
+        ip6.chains = vec![Chain::base("c", ChainKind::Filter, HookPoint::Prerouting, 0, [rule])];
+        for table in [&arp, &ip4, &ip6] {
+            assert_eq!(nft.ensure(table).unwrap(), Change::Changed);
+            assert_eq!(nft.ensure(table).unwrap(), Change::None);
+        }
+        let listed = ruleset();
+        for part in [
+            "type ifname . ether_addr . ipv4_addr",
+            "\"n0\" . 02:00:00:00:00:01 . 10.1.0.4",
+            "type filter hook input priority 0",
+            "iifname . arp saddr ether . arp saddr ip != @s drop",
+            // The tool says it in words only behind a check of the link's kind.
+            "@ll,48,48 0x20000000001 drop",
+            "134 drop",
+        ] {
+            assert!(listed.contains(part), "{part}:\n{listed}");
+        }
+    });
+}

@@ -31,6 +31,10 @@ pub fn host_link_macs(instance: &str) -> (Mac, Mac) {
 pub fn plan_edge(spec: &FabricSpec, slots: &BTreeMap<String, u32>, has_uplink: bool) -> NamespacePlan {
     let transit = Transit::of(&spec.edge);
     let mut plan = NamespacePlan::router();
+    plan.set(&[
+        ("net.ipv6.conf.all.disable_ipv6", "1"),
+        ("net.ipv6.conf.default.disable_ipv6", "1"),
+    ]);
     let (host_mac, _) = host_link_macs(&spec.instance);
     plan.address(HOST_LINK, Ipv4Net::from(transit.edge()));
     plan.route(Ipv4Net::from(transit.host()), HOST_LINK);
@@ -81,7 +85,7 @@ fn edge_table(spec: &FabricSpec, sources: Vec<Element>, transit: Transit) -> Tab
                     .not_in_set([Field::Iifname, IpSaddr], "sources")
                     .counter()
                     .drop()
-                    .comment(super::vnet::SPOOFED),
+                    .comment(super::SPOOFED),
             ],
         ),
         Chain::base(

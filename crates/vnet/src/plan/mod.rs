@@ -13,7 +13,7 @@
 //! strangers from the uplink are dropped without a word.
 //!
 //! Chains in a virtual network's namespace, by hook and priority (for tables that others install beside ours):
-//! prerouting -150 anti-spoofing, and the cluster mark on packets from group ports; prerouting -140, input -10 and
+//! prerouting -150 (and input 0 of ARP) anti-spoofing, and the cluster mark on packets from group ports; prerouting -140, input -10 and
 //! forward 10 security groups; prerouting -90 marks for route tables; prerouting -110 is left to the
 //! service proxy, which reads the mark; prerouting -101 refuses frontends without backends; prerouting -100 frontends and
 //! cluster DNS, -99 public addresses of instances; input 0 protects the namespace's own sockets; postrouting 95 machines that reach themselves, 99
@@ -34,12 +34,14 @@ mod edge;
 mod outbound;
 mod routing;
 mod security;
+mod spoofing;
 mod vnet;
 
 pub use balancer::{ended_addresses, ended_ways};
 pub use edge::{edge_side_mac, host_link_macs, plan_edge, plan_host, vnet_side_mac};
 pub use security::DENIED;
-pub use vnet::{SPOOFED, peer_mac, plan_vnet};
+pub use spoofing::{ROGUE_DHCP, SPOOFED, SPOOFED_ARP, SPOOFED_ND, SPOOFED_RA};
+pub use vnet::{peer_mac, plan_vnet, vnet_sysctls};
 
 /// What a namespace shall hold. Entries on links that are not there yet wait for them.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
@@ -89,21 +91,23 @@ pub struct PlannedNeighbour {
 impl NamespacePlan {
     /// A router that speaks IPv4 only and believes its routes rather than the reverse path.
     fn router() -> Self {
-        let on = |key: &str, value: &str| (key.to_owned(), value.to_owned());
-        Self {
-            sysctls: vec![
-                on("net.ipv4.ip_forward", "1"),
-                on("net.ipv4.conf.all.rp_filter", "0"),
-                on("net.ipv4.conf.default.rp_filter", "0"),
-                on("net.ipv4.conf.all.send_redirects", "0"),
-                on("net.ipv4.conf.default.send_redirects", "0"),
-                // Every refused caller shall know at once; the kernel's bound on answers in all stays.
-                on("net.ipv4.icmp_ratelimit", "0"),
-                on("net.ipv6.conf.all.disable_ipv6", "1"),
-                on("net.ipv6.conf.default.disable_ipv6", "1"),
-            ],
-            ..Self::default()
-        }
+        let sysctls = [
+            ("net.ipv4.ip_forward", "1"),
+            ("net.ipv4.conf.all.rp_filter", "0"),
+            ("net.ipv4.conf.default.rp_filter", "0"),
+            ("net.ipv4.conf.all.send_redirects", "0"),
+            ("net.ipv4.conf.default.send_redirects", "0"),
+            // Every refused caller shall know at once; the kernel's bound on answers in all stays.
+            ("net.ipv4.icmp_ratelimit", "0"),
+        ];
+        let mut plan = Self::default();
+        plan.set(&sysctls);
+        plan
+    }
+
+    fn set(&mut self, sysctls: &[(&str, &str)]) {
+        let owned = sysctls.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned()));
+        self.sysctls.extend(owned);
     }
 
     fn address(&mut self, link: &str, address: impl Into<IpNet>) {

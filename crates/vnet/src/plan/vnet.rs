@@ -13,14 +13,12 @@ use vnet_model::fabric::{EdgeSpec, NicKind, VnetSpec};
 use super::{NamespacePlan, Transit};
 use crate::names::{EDGE_LINK, VNET_TABLE, nic_link, peer_link, vnet_link};
 
-/// Comment of the counting rule for packets whose source is none of their NIC's addresses.
-pub const SPOOFED: &str = "spoofed source";
-
 /// The namespace of `vnet`, which has transit slot `slot`.
 pub fn plan_vnet(vnet: &VnetSpec, edge: &EdgeSpec, slot: u32) -> NamespacePlan {
     let transit = Transit::of(edge);
     let outward = transit.vnet(slot);
     let mut plan = NamespacePlan::router();
+    plan.sysctls = vnet_sysctls();
     plan.address("lo", Ipv4Net::from(WIRE_SERVER));
     for local in &vnet.local {
         plan.address("lo", Ipv4Net::from(*local));
@@ -54,12 +52,27 @@ pub fn plan_vnet(vnet: &VnetSpec, edge: &EdgeSpec, slot: u32) -> NamespacePlan {
     let routes = super::routing::routing(vnet, &mut plan, transit.edge(), outward);
     plan.tables = vec![
         protection(vnet, outward),
+        super::spoofing::arp(vnet),
+        super::spoofing::ip6(),
         super::balancer::balancer(vnet),
         super::outbound::outbound(vnet),
         super::security::security(vnet),
         routes,
     ];
     plan
+}
+
+/// Sysctls of a virtual network's namespace, to be set before it has links. IPv6 is on without any address, so that what
+/// NICs say in it is seen, counted and dropped by a rule and not by the device.
+pub fn vnet_sysctls() -> Vec<(String, String)> {
+    let mut plan = NamespacePlan::router();
+    plan.set(&[
+        ("net.ipv6.conf.all.addr_gen_mode", "1"),
+        ("net.ipv6.conf.default.addr_gen_mode", "1"),
+        ("net.ipv6.conf.all.disable_ipv6", "0"),
+        ("net.ipv6.conf.default.disable_ipv6", "0"),
+    ]);
+    plan.sysctls
 }
 
 /// How each end of a link between peers sees the other one.
@@ -72,11 +85,6 @@ pub fn peer_mac(vnet: &str, other: &str) -> vnet_model::Mac {
 
 fn protection(vnet: &VnetSpec, outward: Ipv4Addr) -> Table {
     use Field::{IpDaddr, IpSaddr, L4Proto};
-    let ports = vnet.nics.iter().flat_map(|nic| {
-        let link = nic_link(&nic.key);
-        nic.addresses()
-            .map(move |a| Element::key([Datum::IfName(link.clone()), Datum::Ip(a)]))
-    });
     let marks = vnet.nics.iter().filter_map(|nic| {
         let NicKind::Group { cluster: Some(cluster) } = &nic.kind else {
             return None;
@@ -96,19 +104,12 @@ fn protection(vnet: &VnetSpec, outward: Ipv4Addr) -> Table {
 
     let mut table = Table::new(Family::Ip, VNET_TABLE);
     table.sets = vec![
-        Set::new("ports", [Field::Iifname, IpSaddr]).with(ports),
         Set::map("marks", [Field::Iifname], [Field::Mark]).with(marks),
         Set::new("sockets", [IpDaddr, L4Proto, Field::Dport]).with(sockets),
         Set::new("local", [IpDaddr]).with(vnet.local.iter().map(|a| Element::key([Datum::Ip(*a)]))),
         Set::new("inside", [IpSaddr])
             .intervals()
             .with(vnet.prefixes.iter().map(|p| Element::key([Datum::Net(*p)]))),
-        Set::new("forwarders", [Field::Iifname]).with(
-            vnet.nics
-                .iter()
-                .filter(|n| n.ip_forwarding)
-                .map(|n| Element::key([name(&nic_link(&n.key))])),
-        ),
         Set::new("peers", [Field::Iifname]).with(vnet.peers.iter().map(|p| Element::key([name(&peer_link(&p.vnet))]))),
         Set::new("peers-forwarding", [Field::Iifname]).with(
             vnet.peers
@@ -125,6 +126,7 @@ fn protection(vnet: &VnetSpec, outward: Ipv4Addr) -> Table {
             }),
         ),
     ];
+    table.sets.extend(super::spoofing::senders(vnet));
     let edge_or_own = |rule: Rule| {
         rule.is_not(Field::Iifname, name(EDGE_LINK))
             .is_not(Field::Iifname, name("lo"))
@@ -150,14 +152,11 @@ fn protection(vnet: &VnetSpec, outward: Ipv4Addr) -> Table {
             HookPoint::Prerouting,
             -150,
             [
+                // Before everything else: who knows another's connection could join it with a forged packet.
+                super::spoofing::forged(edge_or_own(Rule::new())),
                 Rule::new().established().accept(),
+                super::spoofing::rogue_dhcp(),
                 Rule::new().in_set([Field::Iifname], "peers").goto("from-peer"),
-                edge_or_own(Rule::new())
-                    .not_in_set([Field::Iifname, IpSaddr], "ports")
-                    .not_in_set([Field::Iifname], "forwarders")
-                    .counter()
-                    .drop()
-                    .comment(SPOOFED),
                 Rule::new().then(Statement::SetMarkMap {
                     fields: vec![Field::Iifname],
                     map: "marks".to_owned(),

@@ -1,9 +1,11 @@
 //! Real traffic between fake machines on a host of their own.
 
 mod common;
+mod matrix;
 mod peering;
 mod routing;
 mod security;
+mod spoofing;
 
 use std::time::Duration;
 
