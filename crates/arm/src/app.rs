@@ -57,6 +57,7 @@ pub(crate) struct App {
     pub actions: Arc<dyn Actions>,
     pub clock: SharedClock,
     pub public_pool: Option<ipnet::IpNet>,
+    pub service_tags: vnet_model::service_tags::ServiceTags,
 }
 
 /// Where an object is after waiting for it.
@@ -110,6 +111,8 @@ impl App {
             public_ip_prefixes,
             load_balancers,
             nat_gateways,
+            application_groups,
+            private_zones,
         ] = WORLD_PLURALS;
         Ok(World {
             vnets: self.home.list(vnets).await?,
@@ -121,7 +124,10 @@ impl App {
             public_ip_prefixes: self.home.list(public_ip_prefixes).await?,
             load_balancers: self.home.list(load_balancers).await?,
             nat_gateways: self.home.list(nat_gateways).await?,
+            application_groups: self.home.list(application_groups).await?,
+            private_zones: self.home.list(private_zones).await?,
             public_pool: self.public_pool,
+            service_tags: self.service_tags.clone(),
         })
     }
 

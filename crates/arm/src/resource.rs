@@ -424,6 +424,9 @@ async fn check_delete(app: &App, object: &ArmObject) -> Answer<()> {
     if object.kind == "RouteTable" {
         validate::routes::delete_table(object, &app.world().await?)?;
     }
+    if object.kind == "ApplicationSecurityGroup" {
+        validate::application_groups::delete_group(object, &app.world().await?)?;
+    }
     if object.kind == "NetworkSecurityGroup" {
         validate::security::delete_group(object, &app.world().await?)?;
     }

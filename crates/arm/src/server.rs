@@ -60,6 +60,8 @@ pub struct ArmConfig {
     pub identity: Identity,
     /// Pool of public addresses; `None` refuses public addresses.
     pub public_pool: Option<IpNet>,
+    /// Service tags that rules may name.
+    pub service_tags: vnet_model::service_tags::ServiceTags,
     pub actions: Arc<dyn Actions>,
     pub clock: SharedClock,
     pub shutdown: Shutdown,
@@ -88,6 +90,7 @@ pub async fn serve(config: ArmConfig) -> Result<Server, StartError> {
         actions: config.actions,
         clock: config.clock,
         public_pool: config.public_pool,
+        service_tags: config.service_tags,
     });
     let shutdown = config.shutdown;
     let mut tasks = tokio::task::JoinSet::new();

@@ -142,6 +142,17 @@ pub const TYPES: &[ResourceType] = &[
     },
     ResourceType {
         provider: "Microsoft.Network",
+        path: &["applicationSecurityGroups"],
+        storage: Storage::Object {
+            plural: "applicationsecuritygroups",
+        },
+        versions: NETWORK,
+        writable: true,
+        etag: "etag",
+        actions: &[],
+    },
+    ResourceType {
+        provider: "Microsoft.Network",
         path: &["routeTables"],
         storage: Storage::Object { plural: "routetables" },
         versions: NETWORK,

@@ -5,6 +5,7 @@ use std::{io::Read as _, net::SocketAddr, path::PathBuf};
 use anyhow::{Context as _, Result};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::Deserialize;
+use vnet_model::service_tags::ServiceTags;
 
 use crate::paths::Paths;
 
@@ -116,6 +117,9 @@ pub struct UpArgs {
     /// Link that pods reach the outside through: `auto`, `none`, or a name.
     #[arg(long, env = "OAKS_UPLINK")]
     pub uplink: Option<String>,
+    /// Addresses that a service tag stands for in security rules, NAME=PREFIX[,PREFIX...]; may be given several times.
+    #[arg(long, env = "OAKS_SERVICE_TAGS", value_delimiter = ';')]
+    pub service_tag: Vec<String>,
     /// Folder with oaks-init, oaks-runc, azure-vnet and azure-vnet-ipam [default: beside this program].
     #[arg(long, env = "OAKS_LIBEXEC")]
     pub libexec: Option<PathBuf>,
@@ -170,6 +174,8 @@ pub struct Settings {
     pub arm_listen: SocketAddr,
     pub public_pool: ipnet::Ipv4Net,
     pub uplink: String,
+    /// As configured, without `AzureCloud`.
+    pub service_tags: ServiceTags,
     pub libexec: Option<PathBuf>,
 }
 
@@ -184,6 +190,7 @@ struct File {
     arm_listen: Option<SocketAddr>,
     public_pool: Option<String>,
     uplink: Option<String>,
+    service_tag: Vec<String>,
     libexec: Option<PathBuf>,
 }
 
@@ -224,7 +231,11 @@ impl Settings {
             public_pool.prefix_len() <= 28,
             "--public-pool {public_pool} is too small: a /28 is the minimum"
         );
+        let given = args.map(|a| &a.service_tag).filter(|t| !t.is_empty());
+        let tags = given.unwrap_or(&file.service_tag).iter().map(String::as_str);
+        let service_tags = ServiceTags::parse(tags).context("--service-tag")?;
         Ok(Self {
+            service_tags,
             paths: Paths::new(&instance, data.as_deref(), run.as_deref()),
             api_listen: args
                 .and_then(|a| a.api_listen)
@@ -259,6 +270,7 @@ impl Settings {
             format!("--public-pool={}", self.public_pool),
             format!("--uplink={}", self.uplink),
         ];
+        out.extend(self.service_tags.as_texts().map(|t| format!("--service-tag={t}")));
         out.extend(self.libexec.iter().map(|l| format!("--libexec={}", l.display())));
         out
     }

@@ -54,11 +54,19 @@ pub async fn run(settings: &Settings) -> Result<()> {
 
     let pull_socket = paths.run.join("pull.sock");
     let fabric = Arc::new(vnet::Fabric::open(&paths.instance, &paths.run).map_err(chained)?);
+    let transit = fabric
+        .free_transit(EdgeSpec::default().transit)
+        .map_err(chained)
+        .context("choosing the transit range")?;
     let edge = EdgeSpec {
-        transit: fabric
-            .free_transit(EdgeSpec::default().transit)
-            .map_err(chained)
-            .context("choosing the transit range")?,
+        transit,
+        // Other virtual networks' connections come from their transit addresses; the range's first four are the host's and
+        // the edge's.
+        service_tags: settings.service_tags.clone().with_cloud(
+            vnet_model::rules::without_first(transit, 30)
+                .into_iter()
+                .chain([settings.public_pool]),
+        ),
         pool: settings.public_pool,
         uplink: uplink(&settings.uplink),
         resolvers: if settings.uplink == "none" {

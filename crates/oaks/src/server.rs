@@ -181,6 +181,7 @@ async fn serve_arm(
             },
         },
         public_pool: Some(settings.public_pool.into()),
+        service_tags: settings.service_tags.clone().with_cloud([settings.public_pool]),
         actions: Arc::new(Credentials(planes)),
         clock: RealClock::shared(),
         shutdown,

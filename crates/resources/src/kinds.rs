@@ -143,6 +143,14 @@ kind!(
     NetworkSecurityGroup, "networksecuritygroups", ArmSpec, ArmStatus
 );
 kind!(
+    /// `Microsoft.Network/applicationSecurityGroups`: a name for addresses; NICs' configurations say that they are in it.
+    ApplicationSecurityGroup, "applicationsecuritygroups", ArmSpec, ArmStatus
+);
+kind!(
+    /// `Microsoft.Network/privateDnsZones`; record sets and links live in the body (see [`crate::private_dns`]).
+    PrivateDnsZone, "privatednszones", ArmSpec, ArmStatus
+);
+kind!(
     /// `Microsoft.Network/routeTables`; routes live in the body (`properties.routes[]`).
     RouteTable, "routetables", ArmSpec, ArmStatus
 );
@@ -314,6 +322,20 @@ pub const KINDS: &[KindInfo] = &[
         plural: "networksecuritygroups",
         singular: "networksecuritygroup",
         short_names: &["nsg"],
+        columns: &[STATE, ID],
+    },
+    KindInfo {
+        kind: "ApplicationSecurityGroup",
+        plural: "applicationsecuritygroups",
+        singular: "applicationsecuritygroup",
+        short_names: &["asg"],
+        columns: &[STATE, ID],
+    },
+    KindInfo {
+        kind: "PrivateDnsZone",
+        plural: "privatednszones",
+        singular: "privatednszone",
+        short_names: &[],
         columns: &[STATE, ID],
     },
     KindInfo {

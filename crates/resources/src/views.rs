@@ -222,6 +222,8 @@ pub struct NicIpConfigView {
     /// Set for static allocation.
     pub address: Option<IpAddr>,
     pub primary: bool,
+    /// ARM ids of the application security groups that the configuration is in.
+    pub application_groups: Vec<String>,
 }
 
 impl NicView {
@@ -249,7 +251,16 @@ impl NicView {
                     Err(_) => return bad(format!("{at}.properties.privateIPAddress"), "not an IP address"),
                 },
             };
+            let groups = array(&q["applicationSecurityGroups"]).iter().enumerate();
+            let group = |(n, v): (usize, &Value)| match v["id"].as_str() {
+                Some(id) => Ok(id.to_owned()),
+                None => bad(
+                    format!("{at}.properties.applicationSecurityGroups[{n}].id"),
+                    "an application security group is named by its id",
+                ),
+            };
             out.ip_configs.push(NicIpConfigView {
+                application_groups: groups.map(group).collect::<Result<_, _>>()?,
                 name: v["name"]
                     .as_str()
                     .map_or_else(|| format!("ipconfig{}", i + 1), str::to_owned),

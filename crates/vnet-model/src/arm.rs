@@ -5,13 +5,22 @@ use serde_json::{Value, json};
 use thiserror::Error;
 
 use crate::fabric::{NextHop, RouteSpec};
-use crate::nsg::{Access, Direction, NsgError, Peers, RuleProtocol, SecurityRule, parse_peers, parse_ports};
+use crate::nsg::{
+    Access, Direction, NsgError, Peers, PlatformService, RuleProtocol, SecurityRule, parse_peers_with, parse_ports,
+};
+use crate::service_tags::ServiceTags;
 
 /// Rules of one group at most.
 pub const RULES_MAX: usize = 1000;
 
-/// Reads one element of `properties.securityRules` (`{name, properties}`). Application security groups are refused.
-pub fn security_rule(rule: &Value) -> Result<SecurityRule, NsgError> {
+/// Application security groups of one side of a rule at most.
+const APPLICATION_GROUPS_MAX: usize = 10;
+
+/// How rules name application security groups: from the group's ARM id to its key.
+pub type GroupKey<'a> = &'a dyn Fn(&str) -> String;
+
+/// Reads one element of `properties.securityRules` (`{name, properties}`).
+pub fn security_rule(rule: &Value, tags: &ServiceTags, group_key: GroupKey<'_>) -> Result<SecurityRule, NsgError> {
     let name = rule["name"].as_str().unwrap_or_default().to_owned();
     let p = &rule["properties"];
     let fail = |field: &str, problem: String| NsgError::Field {
@@ -19,17 +28,6 @@ pub fn security_rule(rule: &Value) -> Result<SecurityRule, NsgError> {
         field: field.to_owned(),
         problem,
     };
-    for field in [
-        "sourceApplicationSecurityGroups",
-        "destinationApplicationSecurityGroups",
-    ] {
-        if p[field].as_array().is_some_and(|a| !a.is_empty()) {
-            return Err(fail(
-                field,
-                "application security groups are not served; use prefixes".into(),
-            ));
-        }
-    }
     // One of the words, whatever the case.
     let word = |field: &str, words: &[&'static str]| {
         let sent = p[field].as_str().unwrap_or_default();
@@ -49,16 +47,35 @@ pub fn security_rule(rule: &Value) -> Result<SecurityRule, NsgError> {
             (Some(_), Some(_)) => Err(fail(many, format!("cannot be given together with {one}"))),
         }
     };
-    let peers = |one: &str, many: &str| {
-        let texts = texts(one, many)?;
-        parse_peers(&texts.iter().map(String::as_str).collect::<Vec<_>>())
+    let peers = |one: &str, many: &str, groups: &str| {
+        let Some(ids) = p[groups].as_array().filter(|ids| !ids.is_empty()) else {
+            let texts = texts(one, many)?;
+            return parse_peers_with(&texts.iter().map(String::as_str).collect::<Vec<_>>(), tags);
+        };
+        let has_one = p[one].as_str().is_some_and(|t| !t.is_empty());
+        if has_one || p[many].as_array().is_some_and(|l| !l.is_empty()) {
+            return Err(fail(groups, format!("cannot be given together with {one} or {many}")));
+        }
+        if ids.len() > APPLICATION_GROUPS_MAX {
+            return Err(fail(
+                groups,
+                format!(
+                    "has {} elements, at most {APPLICATION_GROUPS_MAX} are allowed",
+                    ids.len()
+                ),
+            ));
+        }
+        let key = |v: &Value| v["id"].as_str().map(group_key);
+        let keys: Option<Vec<String>> = ids.iter().map(key).collect();
+        keys.map(Peers::ApplicationGroups)
+            .ok_or_else(|| fail(groups, "must be a list of {id}".into()))
     };
     let ports = |one: &str, many: &str| {
         let texts = texts(one, many)?;
         parse_ports(&texts.iter().map(String::as_str).collect::<Vec<_>>())
     };
     let priority = p["priority"].as_u64().and_then(|n| u32::try_from(n).ok());
-    Ok(SecurityRule {
+    let rule = SecurityRule {
         priority: priority.ok_or_else(|| fail("priority", format!("{} is not a number", p["priority"])))?,
         direction: match word("direction", &["Inbound", "Outbound"])? {
             "Inbound" => Direction::Inbound,
@@ -76,24 +93,42 @@ pub fn security_rule(rule: &Value) -> Result<SecurityRule, NsgError> {
             "Esp" => RuleProtocol::Esp,
             _ => RuleProtocol::Ah,
         },
-        source: peers("sourceAddressPrefix", "sourceAddressPrefixes")?,
+        source: peers(
+            "sourceAddressPrefix",
+            "sourceAddressPrefixes",
+            "sourceApplicationSecurityGroups",
+        )?,
         source_ports: ports("sourcePortRange", "sourcePortRanges")?,
-        destination: peers("destinationAddressPrefix", "destinationAddressPrefixes")?,
+        destination: peers(
+            "destinationAddressPrefix",
+            "destinationAddressPrefixes",
+            "destinationApplicationSecurityGroups",
+        )?,
         destination_ports: ports("destinationPortRange", "destinationPortRanges")?,
-        name,
-    })
+        name: name.clone(),
+    };
+    let of_platform = |peers: &Peers| peers.alternatives().iter().any(|p| matches!(p, Peers::Platform(_)));
+    if of_platform(&rule.source) || rule.direction == Direction::Inbound && of_platform(&rule.destination) {
+        let problem = "AzurePlatformDNS and AzurePlatformIMDS can only be the destination of an outbound rule";
+        return Err(fail("sourceAddressPrefix or destinationAddressPrefix", problem.into()));
+    }
+    Ok(rule)
 }
 
 /// Reads and checks `properties.securityRules` of a group's body. The error comes with the place of its rule, if it is of
 /// one.
-pub fn security_rules(body: &Value) -> Result<Vec<SecurityRule>, (Option<usize>, NsgError)> {
+pub fn security_rules(
+    body: &Value,
+    tags: &ServiceTags,
+    group_key: GroupKey<'_>,
+) -> Result<Vec<SecurityRule>, (Option<usize>, NsgError)> {
     let list = body["properties"]["securityRules"]
         .as_array()
         .map_or(&[][..], Vec::as_slice);
     if list.len() > RULES_MAX {
         return Err((None, NsgError::TooMany { count: list.len() }));
     }
-    let one = |(n, rule): (usize, &Value)| security_rule(rule).map_err(|e| (Some(n), e));
+    let one = |(n, rule): (usize, &Value)| security_rule(rule, tags, group_key).map_err(|e| (Some(n), e));
     let rules: Vec<SecurityRule> = list.iter().enumerate().map(one).collect::<Result<_, _>>()?;
     crate::nsg::check(&rules).map_err(|e| (None, e))?;
     Ok(rules)
@@ -171,7 +206,9 @@ pub fn show_default_rule(rule: &SecurityRule, group_id: &str) -> Value {
         Peers::VirtualNetwork => "VirtualNetwork",
         Peers::AzureLoadBalancer => "AzureLoadBalancer",
         Peers::Internet => "Internet",
-        Peers::Any | Peers::Prefixes(_) => "*",
+        Peers::Platform(PlatformService::Dns) => "AzurePlatformDNS",
+        Peers::Platform(PlatformService::Imds) => "AzurePlatformIMDS",
+        Peers::Any | Peers::Prefixes(_) | Peers::ApplicationGroups(_) | Peers::AnyOf(_) => "*",
     };
     json!({
         "name": rule.name,
@@ -195,6 +232,14 @@ pub fn show_default_rule(rule: &SecurityRule, group_id: &str) -> Value {
 mod tests {
     use super::*;
 
+    fn read(rule: &Value) -> Result<SecurityRule, NsgError> {
+        security_rule(rule, &ServiceTags::default(), &str::to_lowercase)
+    }
+
+    fn all(body: &Value) -> Result<Vec<SecurityRule>, (Option<usize>, NsgError)> {
+        security_rules(body, &ServiceTags::default(), &str::to_lowercase)
+    }
+
     fn rule(change: &[(&str, Value)]) -> Value {
         let mut p = json!({"priority": 100, "direction": "inbound", "access": "Allow", "protocol": "TCP",
             "sourceAddressPrefix": "Internet", "sourceAddressPrefixes": [], "sourcePortRange": "*",
@@ -207,7 +252,7 @@ mod tests {
 
     #[test]
     fn a_rule_is_read_as_clients_send_it() {
-        let r = security_rule(&rule(&[])).unwrap();
+        let r = read(&rule(&[])).unwrap();
         assert_eq!(
             (r.name.as_str(), r.direction, r.protocol),
             ("web", Direction::Inbound, RuleProtocol::Tcp)
@@ -290,7 +335,7 @@ mod tests {
             ),
             (
                 "destinationAddressPrefixes",
-                json!(["Internet", "*"]),
+                json!(["Internet", "Nowhere"]),
                 "SecurityRuleInvalidAddressPrefix",
             ),
             (
@@ -311,13 +356,13 @@ mod tests {
             ),
         ] {
             let body = json!({"properties": {"securityRules": [rule(&[(field, value.clone())])]}});
-            let (_, error) = security_rules(&body).unwrap_err();
+            let (_, error) = all(&body).unwrap_err();
             assert_eq!(error.code(), code, "{field} {value}: {error}");
         }
         let twice = json!({"properties": {"securityRules": [rule(&[]), rule(&[])]}});
-        assert_eq!(security_rules(&twice).unwrap_err().1.code(), "SecurityRuleConflict");
+        assert_eq!(all(&twice).unwrap_err().1.code(), "SecurityRuleConflict");
         let other = rule(&[("direction", json!("Outbound"))]);
-        security_rules(&json!({"properties": {"securityRules": [rule(&[]), other]}})).unwrap();
-        security_rules(&json!({})).unwrap();
+        all(&json!({"properties": {"securityRules": [rule(&[]), other]}})).unwrap();
+        all(&json!({})).unwrap();
     }
 }

@@ -10,8 +10,11 @@ use serde::{Deserialize, Serialize};
 use crate::address::{Mac, WIRE_SERVER};
 pub use crate::balancer::{Distribution, InstanceAddressSpec, NatGatewaySpec, OutboundSpec, ProbeKind, ProbeSpec};
 pub use crate::check::{SpecError, check_instance};
+use crate::instance::InstanceSpec;
 use crate::interfaces::{Interface, InterfaceAddress, InterfaceSubnet, Interfaces};
-use crate::nsg::SecurityRule;
+use crate::nsg::{Scope, SecurityRule};
+use crate::service_tags::ServiceTags;
+use crate::zone::ZoneSpec;
 
 /// Everything of one instance on one host.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
@@ -37,6 +40,8 @@ pub struct EdgeSpec {
     pub endpoints: Vec<Ipv4Addr>,
     /// Where VNet DNS asks for names it does not know; none: such names are refused at once.
     pub resolvers: Vec<IpAddr>,
+    /// What service tags in rules and routes stand for.
+    pub service_tags: ServiceTags,
 }
 
 /// The public pool unless configured otherwise: half of the range kept for benchmarks of interconnected networks.
@@ -53,6 +58,7 @@ impl Default for EdgeSpec {
             uplink: Uplink::None,
             endpoints: Vec::new(),
             resolvers: Vec::new(),
+            service_tags: ServiceTags::default(),
         }
     }
 }
@@ -90,6 +96,12 @@ pub struct VnetSpec {
     /// Network security groups that subnets and NICs name.
     #[serde(default)]
     pub security_groups: Vec<SecurityGroupSpec>,
+    /// Application security groups that rules name.
+    #[serde(default)]
+    pub application_groups: Vec<ApplicationGroupSpec>,
+    /// Private zones that are linked to this network.
+    #[serde(default)]
+    pub private_zones: Vec<ZoneSpec>,
     /// Virtual networks that this one is peered with. Traffic needs both to name each other.
     #[serde(default)]
     pub peers: Vec<PeerSpec>,
@@ -177,6 +189,15 @@ pub struct SecurityGroupSpec {
     pub rules: Vec<SecurityRule>,
 }
 
+/// An application security group: the addresses of this network that are in it.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ApplicationGroupSpec {
+    pub key: String,
+    #[serde(default)]
+    pub members: Vec<Ipv4Addr>,
+}
+
 /// A NIC. It exists here before anything is attached to it and stays when its machine goes.
 #[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -198,6 +219,9 @@ pub struct NicSpec {
     /// It may send with any source, and gets what routes lead to it.
     #[serde(default)]
     pub ip_forwarding: bool,
+    /// The machine, as the metadata service tells it about itself.
+    #[serde(default)]
+    pub instance: Option<InstanceSpec>,
 }
 
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
@@ -365,6 +389,15 @@ impl VnetSpec {
         let mut out = Ipv4Net::aggregate(&all);
         out.sort();
         out
+    }
+
+    /// What names in security rules stand for here.
+    pub fn scope(&self) -> Scope {
+        let groups = self.application_groups.iter();
+        Scope {
+            vnet: self.tagged_ranges(),
+            application_groups: groups.map(|g| (g.key.clone(), g.members.clone())).collect(),
+        }
     }
 
     /// What the wire server tells the machine behind `nic`.

@@ -7,16 +7,20 @@
 //! * [`ipam`]: who holds which address of a subnet.
 //! * [`interfaces`]: the wire server's interface information, rendered and parsed.
 //! * [`fabric`]: what one host's data plane shall be: input of the `vnet` crate's plan.
-//! * [`nsg`]: network security rules and their evaluation.
+//! * [`nsg`]: network security rules and their evaluation; [`service_tags`]: the names in them.
+//! * [`zone`]: private DNS zones; [`instance`]: what a machine's metadata say.
 
 pub mod address;
 pub mod arm;
 pub mod balancer;
 mod check;
 pub mod fabric;
+pub mod instance;
 pub mod interfaces;
 pub mod ipam;
 pub mod nsg;
 pub mod rules;
+pub mod service_tags;
+pub mod zone;
 
 pub use address::{Mac, ROUTER_MAC, WIRE_SERVER};

@@ -4,6 +4,7 @@
 //! Azure network security groups: priorities 100-4096, default rules 65000, 65001 and 65500 in each direction; inbound
 //! traffic meets the subnet's group and then the NIC's, outbound the other way round, and both must allow.
 
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
@@ -11,6 +12,8 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::address::WIRE_SERVER;
+use crate::instance::METADATA_SERVICE;
+use crate::service_tags::ServiceTags;
 
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, PartialEq, Serialize)]
 pub enum Direction {
@@ -50,7 +53,7 @@ impl RuleProtocol {
     }
 }
 
-/// One end of a rule: prefixes, or one of the tags that are supported.
+/// One end of a rule. Service tags with fixed prefixes are prefixes by the time a rule is here.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Peers {
@@ -59,6 +62,47 @@ pub enum Peers {
     AzureLoadBalancer,
     Internet,
     Prefixes(Vec<Ipv4Net>),
+    /// Members of any of these application security groups, by key.
+    ApplicationGroups(Vec<String>),
+    /// A service of the platform itself, which no rule is about unless it says so.
+    Platform(PlatformService),
+    /// Any of several, none of them of this form.
+    AnyOf(Vec<Peers>),
+}
+
+/// What every virtual network has at its well-known addresses.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub enum PlatformService {
+    /// `AzurePlatformDNS`: port 53 of 168.63.129.16.
+    Dns,
+    /// `AzurePlatformIMDS`: 169.254.169.254.
+    Imds,
+}
+
+impl PlatformService {
+    pub fn address(self) -> Ipv4Addr {
+        match self {
+            Self::Dns => WIRE_SERVER,
+            Self::Imds => METADATA_SERVICE,
+        }
+    }
+
+    /// The one port that the tag is about, if it is one.
+    pub fn port(self) -> Option<u16> {
+        match self {
+            Self::Dns => Some(53),
+            Self::Imds => None,
+        }
+    }
+}
+
+/// What names in rules stand for in one virtual network.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Scope {
+    /// Ranges of the tag `VirtualNetwork`.
+    pub vnet: Vec<Ipv4Net>,
+    /// Members of the application security groups, by key.
+    pub application_groups: BTreeMap<String, Vec<Ipv4Addr>>,
 }
 
 /// A rule as evaluated.
@@ -94,9 +138,13 @@ pub enum NsgError {
     #[error("Security rules {a} and {b} conflict: rules cannot have the same priority and direction.")]
     Conflict { a: String, b: String },
     #[error(
-        "Security rule has invalid address prefix {text:?}; supported are prefixes, *, VirtualNetwork, AzureLoadBalancer and Internet."
+        "Security rule has invalid address prefix {text:?}: it is neither an IPv4 prefix, *, nor a service tag of this platform."
     )]
     Peers { text: String },
+    #[error(
+        "Security rule names service tag {tag:?}, which stands for no address on this platform. An operator can give it some: oaks up --service-tag {tag}=PREFIX."
+    )]
+    Tag { tag: String },
     #[error("Security rule has invalid port range {text:?}.")]
     Ports { text: String },
     #[error("Security rule {name} is not valid: {field} {problem}.")]
@@ -117,34 +165,60 @@ impl NsgError {
             Self::Conflict { .. } => "SecurityRuleConflict",
             Self::Field { .. } => "SecurityRuleParameterContainsUnsupportedValue",
             Self::TooMany { .. } => "SecurityRuleLimitExceeded",
-            Self::Peers { .. } => "SecurityRuleInvalidAddressPrefix",
+            Self::Peers { .. } | Self::Tag { .. } => "SecurityRuleInvalidAddressPrefix",
             Self::Ports { .. } => "SecurityRuleInvalidPortRange",
         }
     }
 }
 
-/// Parses a rule's prefixes: one tag, or any number of prefixes and addresses.
+/// [`parse_peers_with`] on a platform without service tags of its own.
 pub fn parse_peers(texts: &[&str]) -> Result<Peers, NsgError> {
-    if let [one] = texts {
-        match *one {
-            "*" | "0.0.0.0/0" => return Ok(Peers::Any),
-            t if t.eq_ignore_ascii_case("VirtualNetwork") => return Ok(Peers::VirtualNetwork),
-            t if t.eq_ignore_ascii_case("AzureLoadBalancer") => return Ok(Peers::AzureLoadBalancer),
-            t if t.eq_ignore_ascii_case("Internet") => return Ok(Peers::Internet),
-            _ => {}
+    parse_peers_with(texts, &ServiceTags::default())
+}
+
+/// Parses a rule's prefixes: any number of prefixes, addresses and service tags.
+pub fn parse_peers_with(texts: &[&str], tags: &ServiceTags) -> Result<Peers, NsgError> {
+    let mut prefixes = Vec::new();
+    let mut out = Vec::new();
+    for text in texts {
+        match parse_peer(text, tags)? {
+            Peers::Any => return Ok(Peers::Any),
+            Peers::Prefixes(some) => prefixes.extend(some),
+            other if out.contains(&other) => {}
+            other => out.push(other),
         }
     }
-    let prefix = |t: &&str| {
-        t.parse::<Ipv4Net>()
-            .map(|n| n.trunc())
-            .or_else(|_| t.parse::<Ipv4Addr>().map(Ipv4Net::from))
-            .map_err(|_| NsgError::Peers { text: (*t).to_owned() })
-    };
-    texts
-        .iter()
-        .map(prefix)
-        .collect::<Result<Vec<_>, _>>()
-        .map(Peers::Prefixes)
+    if !prefixes.is_empty() || out.is_empty() {
+        out.push(Peers::Prefixes(prefixes));
+    }
+    Ok(match out.len() {
+        1 => out.swap_remove(0),
+        _ => Peers::AnyOf(out),
+    })
+}
+
+fn parse_peer(text: &str, tags: &ServiceTags) -> Result<Peers, NsgError> {
+    let named = [
+        ("*", Peers::Any),
+        ("0.0.0.0/0", Peers::Any),
+        ("VirtualNetwork", Peers::VirtualNetwork),
+        ("AzureLoadBalancer", Peers::AzureLoadBalancer),
+        ("Internet", Peers::Internet),
+        ("AzurePlatformDNS", Peers::Platform(PlatformService::Dns)),
+        ("AzurePlatformIMDS", Peers::Platform(PlatformService::Imds)),
+    ];
+    if let Some((_, peers)) = named.into_iter().find(|(n, _)| n.eq_ignore_ascii_case(text)) {
+        return Ok(peers);
+    }
+    if let Some(prefixes) = tags.get(text) {
+        return Ok(Peers::Prefixes(prefixes.to_vec()));
+    }
+    let prefix = text.parse::<Ipv4Net>().map(|n| n.trunc());
+    match prefix.or_else(|_| text.parse::<Ipv4Addr>().map(Ipv4Net::from)) {
+        Ok(prefix) => Ok(Peers::Prefixes(vec![prefix])),
+        Err(_) if ServiceTags::is_published(text) => Err(NsgError::Tag { tag: text.to_owned() }),
+        Err(_) => Err(NsgError::Peers { text: text.to_owned() }),
+    }
 }
 
 /// Parses `80`, `1000-2000` or `*`.
@@ -182,20 +256,15 @@ pub fn check(rules: &[SecurityRule]) -> Result<(), NsgError> {
     Ok(())
 }
 
-/// Decides a new flow in one group. `vnet` are the ranges that the tag VirtualNetwork stands for.
+/// Decides a new flow in one group; `scope` says what names in rules stand for.
 /// Returns the access and the name of the deciding rule.
-pub fn evaluate<'a>(
-    rules: &'a [SecurityRule],
-    vnet: &[Ipv4Net],
-    direction: Direction,
-    flow: &Flow,
-) -> (Access, &'a str) {
+pub fn evaluate<'a>(rules: &'a [SecurityRule], scope: &Scope, direction: Direction, flow: &Flow) -> (Access, &'a str) {
     let mut own: Vec<&SecurityRule> = rules.iter().filter(|r| r.direction == direction).collect();
     own.sort_by_key(|r| r.priority);
-    if let Some(rule) = own.into_iter().find(|r| matches(r, vnet, flow)) {
+    if let Some(rule) = own.into_iter().find(|r| matches(r, scope, flow)) {
         return (rule.access, &rule.name);
     }
-    let inside = |a| Peers::VirtualNetwork.contains(vnet, a);
+    let inside = |a| Peers::VirtualNetwork.contains(scope, a);
     match direction {
         _ if inside(flow.source) && inside(flow.destination) => match direction {
             Direction::Inbound => (Access::Allow, "AllowVnetInBound"),
@@ -203,7 +272,7 @@ pub fn evaluate<'a>(
         },
         Direction::Inbound if flow.source == WIRE_SERVER => (Access::Allow, "AllowAzureLoadBalancerInBound"),
         Direction::Inbound => (Access::Deny, "DenyAllInBound"),
-        Direction::Outbound if Peers::Internet.contains(vnet, flow.destination) => {
+        Direction::Outbound if Peers::Internet.contains(scope, flow.destination) => {
             (Access::Allow, "AllowInternetOutBound")
         }
         Direction::Outbound => (Access::Deny, "DenyAllOutBound"),
@@ -214,11 +283,11 @@ pub fn evaluate<'a>(
 /// Returns the first group (by place) that denies it, with the deciding rule's name.
 pub fn denied_by<'a>(
     groups: &[(Direction, &'a [SecurityRule])],
-    vnet: &[Ipv4Net],
+    scope: &Scope,
     flow: &Flow,
 ) -> Option<(usize, &'a str)> {
     groups.iter().enumerate().find_map(|(n, (direction, rules))| {
-        let (access, name) = evaluate(rules, vnet, *direction, flow);
+        let (access, name) = evaluate(rules, scope, *direction, flow);
         (access == Access::Deny).then_some((n, name))
     })
 }
@@ -282,7 +351,7 @@ pub fn default_rules() -> Vec<SecurityRule> {
     ]
 }
 
-fn matches(rule: &SecurityRule, vnet: &[Ipv4Net], flow: &Flow) -> bool {
+fn matches(rule: &SecurityRule, scope: &Scope, flow: &Flow) -> bool {
     let protocol = rule.protocol.number().is_none_or(|n| n == flow.protocol);
     // A rule that names ports says nothing about protocols without.
     let has_ports = [6, 17].contains(&flow.protocol);
@@ -290,21 +359,33 @@ fn matches(rule: &SecurityRule, vnet: &[Ipv4Net], flow: &Flow) -> bool {
         ranges.is_empty() || has_ports && ranges.iter().any(|(a, b)| (*a..=*b).contains(&port))
     };
     protocol
-        && rule.source.contains(vnet, flow.source)
+        && rule.source.contains(scope, flow.source)
         && port(&rule.source_ports, flow.source_port)
-        && rule.destination.contains(vnet, flow.destination)
+        && rule.destination.contains(scope, flow.destination)
         && port(&rule.destination_ports, flow.destination_port)
 }
 
 impl Peers {
-    fn contains(&self, vnet: &[Ipv4Net], address: Ipv4Addr) -> bool {
-        let in_vnet = || address == WIRE_SERVER || vnet.iter().any(|p| p.contains(&address));
+    /// The forms that this is any of; itself alone if it is one.
+    pub fn alternatives(&self) -> &[Peers] {
+        match self {
+            Self::AnyOf(many) => many,
+            one => std::slice::from_ref(one),
+        }
+    }
+
+    fn contains(&self, scope: &Scope, address: Ipv4Addr) -> bool {
+        let in_vnet = || address == WIRE_SERVER || scope.vnet.iter().any(|p| p.contains(&address));
+        let member = |key| scope.application_groups.get(key).is_some_and(|m| m.contains(&address));
         match self {
             Self::Any => true,
             Self::VirtualNetwork => in_vnet(),
             Self::AzureLoadBalancer => address == WIRE_SERVER,
             Self::Internet => !in_vnet(),
             Self::Prefixes(prefixes) => prefixes.iter().any(|p| p.contains(&address)),
+            Self::ApplicationGroups(keys) => keys.iter().any(member),
+            Self::Platform(service) => address == service.address(),
+            Self::AnyOf(many) => many.iter().any(|p| p.contains(scope, address)),
         }
     }
 }
@@ -326,7 +407,10 @@ mod tests {
 
     #[test]
     fn the_lowest_priority_decides_and_defaults_come_last() {
-        let vnet = ["10.1.0.0/16".parse().unwrap()];
+        let vnet = Scope {
+            vnet: vec!["10.1.0.0/16".parse().unwrap()],
+            ..Scope::default()
+        };
         let rule = |name: &str, priority, access, ports: &str| SecurityRule {
             name: name.into(),
             priority,
@@ -369,5 +453,35 @@ mod tests {
             parse_peers(&["Storage"]).unwrap_err().code(),
             "SecurityRuleInvalidAddressPrefix"
         );
+        assert!(matches!(parse_peers(&["Storage"]), Err(NsgError::Tag { .. })));
+        assert!(matches!(
+            parse_peers(&["10.0.0.0/8", "Nowhere"]),
+            Err(NsgError::Peers { .. })
+        ));
+    }
+
+    #[test]
+    fn tags_and_prefixes_mix_and_groups_are_their_members() {
+        let tags = ServiceTags::parse(["Storage=10.9.0.0/24"]).unwrap();
+        let mixed = parse_peers_with(&["storage", "VirtualNetwork", "8.8.8.8"], &tags).unwrap();
+        let scope = Scope {
+            vnet: vec!["10.1.0.0/16".parse().unwrap()],
+            application_groups: [("web".to_owned(), vec![Ipv4Addr::new(10, 1, 0, 4)])].into(),
+        };
+        let all = Peers::AnyOf(vec![mixed.clone(), Peers::Internet]);
+        let of = |peers: &Peers, a: &str| peers.contains(&scope, a.parse().unwrap());
+        for (address, inside) in [
+            ("10.9.0.7", true),
+            ("10.1.2.3", true),
+            ("8.8.8.8", true),
+            ("8.8.4.4", false),
+        ] {
+            assert_eq!(of(&mixed, address), inside, "{address}");
+            assert!(of(&all, address));
+        }
+        assert_eq!(mixed.alternatives().len(), 2);
+        assert_eq!(parse_peers(&["10.0.0.0/8", "*"]).unwrap(), Peers::Any);
+        let web = Peers::ApplicationGroups(vec!["none".into(), "web".into()]);
+        assert!(of(&web, "10.1.0.4") && !of(&web, "10.1.0.5"));
     }
 }

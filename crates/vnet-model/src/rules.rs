@@ -75,6 +75,15 @@ pub fn overlap(a: Ipv4Net, b: Ipv4Net) -> bool {
     a.contains(&b.network()) || b.contains(&a.network())
 }
 
+/// `range` without its first prefix of length `len`, as disjoint prefixes, smallest first; empty if it is no longer.
+pub fn without_first(range: Ipv4Net, len: u8) -> Vec<Ipv4Net> {
+    let second_half = |l: u8| {
+        let start = u32::from(range.network()) + (1_u32 << (32 - u32::from(l)));
+        Ipv4Net::new(start.into(), l).ok()
+    };
+    (range.prefix_len() + 1..=len).rev().filter_map(second_half).collect()
+}
+
 /// Parses a prefix strictly: no bits behind its length.
 pub fn parse_prefix(text: &str) -> Result<Ipv4Net, RuleError> {
     let prefix: Ipv4Net = text.parse().map_err(|_| RuleError::NotCidr { text: text.to_owned() })?;
@@ -197,6 +206,13 @@ mod tests {
         assert_eq!(parse_prefix("10.0.0.1/24").unwrap_err().code(), "InvalidCIDRNotation");
         assert_eq!(parse_prefix("10.0.0.0/33").unwrap_err().code(), "InvalidCIDRNotation");
         assert!(parse_prefix("10.0.0.0/24").is_ok());
+    }
+
+    #[test]
+    fn a_range_without_its_first_prefix() {
+        let rest = without_first(net("10.0.0.0/28"), 30);
+        assert_eq!(rest, [net("10.0.0.4/30"), net("10.0.0.8/29")]);
+        assert!(without_first(net("10.0.0.0/30"), 30).is_empty());
     }
 
     #[test]

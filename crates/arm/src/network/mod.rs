@@ -10,8 +10,8 @@ use std::{sync::Arc, time::Duration};
 use ipnet::IpNet;
 use reconcile::{Error, Informers};
 use resources::{
-    LoadBalancer, NatGateway, NetworkInterface, NetworkSecurityGroup, PublicIPAddress, PublicIPPrefix, ResourceGroup,
-    RouteTable, VirtualNetwork,
+    ApplicationSecurityGroup, LoadBalancer, NatGateway, NetworkInterface, NetworkSecurityGroup, PrivateDnsZone,
+    PublicIPAddress, PublicIPPrefix, ResourceGroup, RouteTable, VirtualNetwork,
 };
 use stdx::{BackoffPolicy, Rng, Shutdown};
 use tokio::sync::Notify;
@@ -38,6 +38,8 @@ pub async fn run(home: Home, informers: Informers, pool: Option<IpNet>, shutdown
     informers.get::<RouteTable>().on_change(wake());
     informers.get::<NatGateway>().on_change(wake());
     informers.get::<PublicIPPrefix>().on_change(wake());
+    informers.get::<ApplicationSecurityGroup>().on_change(wake());
+    informers.get::<PrivateDnsZone>().on_change(wake());
     let mut failures = 0u32;
     let mut rng = Rng::from_entropy();
     loop {
@@ -76,6 +78,8 @@ async fn pass(home: &Home, pool: Option<IpNet>) -> Result<(), Error> {
         route_tables: home.list("routetables").await?,
         nat_gateways: home.list("natgateways").await?,
         public_ip_prefixes: home.list("publicipprefixes").await?,
+        application_groups: home.list("applicationsecuritygroups").await?,
+        private_zones: home.list("privatednszones").await?,
         pool,
     };
     let mut result = Ok(());

@@ -28,6 +28,8 @@ pub struct Inputs {
     pub route_tables: Vec<ArmObject>,
     pub nat_gateways: Vec<ArmObject>,
     pub public_ip_prefixes: Vec<ArmObject>,
+    pub application_groups: Vec<ArmObject>,
+    pub private_zones: Vec<ArmObject>,
     /// Pool of public addresses.
     pub pool: Option<IpNet>,
 }
@@ -43,10 +45,11 @@ pub struct Write {
 /// Statuses that differ from what is there. Applying them and planning again gives nothing.
 pub fn plan(inputs: &Inputs) -> Vec<Write> {
     let mut out = Vec::new();
-    let plain: [(&'static str, &[ArmObject]); 3] = [
+    let plain: [(&'static str, &[ArmObject]); 4] = [
         ("resourcegroups", &inputs.groups),
         ("virtualnetworks", &inputs.vnets),
         ("loadbalancers", &inputs.load_balancers),
+        ("applicationsecuritygroups", &inputs.application_groups),
     ];
     for (plural, objects) in plain {
         for o in objects.iter().filter(|o| !o.is_deleting()) {

@@ -3,6 +3,7 @@
 //! Pure functions over a [`World`]. Each refusal names the field, the numbers and what would work.
 
 pub mod aks;
+pub mod application_groups;
 pub mod network;
 pub mod peering;
 pub mod routes;
@@ -33,12 +34,16 @@ pub struct World {
     pub public_ip_prefixes: Vec<ArmObject>,
     pub load_balancers: Vec<ArmObject>,
     pub nat_gateways: Vec<ArmObject>,
+    pub application_groups: Vec<ArmObject>,
+    pub private_zones: Vec<ArmObject>,
+    /// What service tags stand for.
+    pub service_tags: vnet_model::service_tags::ServiceTags,
     /// Public addresses: no virtual network may have them inside.
     pub public_pool: Option<ipnet::IpNet>,
 }
 
 /// Kinds that a [`World`] is made of.
-pub const WORLD_PLURALS: [&str; 9] = [
+pub const WORLD_PLURALS: [&str; 11] = [
     "virtualnetworks",
     "networkinterfaces",
     "managedclusters",
@@ -48,6 +53,8 @@ pub const WORLD_PLURALS: [&str; 9] = [
     "publicipprefixes",
     "loadbalancers",
     "natgateways",
+    "applicationsecuritygroups",
+    "privatednszones",
 ];
 
 impl World {
@@ -157,8 +164,8 @@ pub fn resource(kind: &ResourceType, id: &ArmId, body: &Value, old: Option<&ArmO
     match kind.path {
         ["virtualNetworks"] => network::vnet(id, body, old, world),
         ["routeTables"] => routes::table(body),
-        ["networkSecurityGroups"] => security::group(body),
-        ["networkInterfaces"] => network::nic(body, old, world),
+        ["networkSecurityGroups"] => security::group(body, world),
+        ["networkInterfaces"] => network::nic(id, body, old, world),
         ["publicIPAddresses"] => network::public_ip(body),
         ["managedClusters"] => aks::cluster(id, body, old, world),
         _ => Ok(()),

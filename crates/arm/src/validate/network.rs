@@ -9,7 +9,7 @@ use resources::{
 };
 use serde_json::Value;
 
-use super::{World, peering, routes, security};
+use super::{World, application_groups, peering, routes, security};
 use crate::{
     error::{Answer, Fault},
     home::{ArmObject, same_id},
@@ -159,7 +159,7 @@ pub fn delete_vnet(object: &ArmObject, world: &World) -> Answer<()> {
 }
 
 /// A network interface: its subnets exist, fixed addresses are inside them and free, and there is room.
-pub fn nic(body: &Value, old: Option<&ArmObject>, world: &World) -> Answer<()> {
+pub fn nic(id: &ArmId, body: &Value, old: Option<&ArmObject>, world: &World) -> Answer<()> {
     let view = NicView::parse(body)?;
     security::reference(
         view.network_security_group.as_ref(),
@@ -218,6 +218,7 @@ pub fn nic(body: &Value, old: Option<&ArmObject>, world: &World) -> Answer<()> {
             None => wanted.push((c.subnet.clone(), 1)),
         }
     }
+    application_groups::of_interface(id, &view, world)?;
     for (id, n) in wanted {
         let held = old.map_or(0, |o| {
             let v = NicView::parse(&o.spec.body).unwrap_or_default();
@@ -347,6 +348,10 @@ mod tests {
         );
     }
 
+    fn nic_id() -> ArmId {
+        ArmId::parse("/subscriptions/s/resourceGroups/g/providers/Microsoft.Network/networkInterfaces/new").unwrap()
+    }
+
     fn world() -> World {
         let nic = json!({"location": "x", "properties": {"ipConfigurations": [
             {"name": "a", "properties": {"subnet": {"id": format!("{VNET}/subnets/A")}}}]}});
@@ -399,7 +404,13 @@ mod tests {
         let configs: Vec<Value> = (0..3)
             .map(|_| json!({"properties": {"subnet": {"id": format!("{VNET}/subnets/a")}}}))
             .collect();
-        let f = nic(&json!({"properties": {"ipConfigurations": configs}}), None, &w).unwrap_err();
+        let f = nic(
+            &nic_id(),
+            &json!({"properties": {"ipConfigurations": configs}}),
+            None,
+            &w,
+        )
+        .unwrap_err();
         assert_eq!(f.code, "SubnetIsFull");
         assert!(f.message.contains("needs 3 addresses, 2 of 3"), "{f}");
     }
@@ -410,7 +421,7 @@ mod tests {
         let with = |a: &str| {
             let c = json!([{"properties": {"subnet": {"id": format!("{VNET}/subnets/b")},
                 "privateIPAllocationMethod": "Static", "privateIPAddress": a}}]);
-            nic(&json!({"properties": {"ipConfigurations": c}}), None, &w)
+            nic(&nic_id(), &json!({"properties": {"ipConfigurations": c}}), None, &w)
                 .err()
                 .map(|f| f.code)
         };

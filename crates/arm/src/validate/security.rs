@@ -2,22 +2,23 @@
 
 use serde_json::Value;
 
-use super::World;
+use super::{World, application_groups};
 use crate::{
     error::{Answer, Fault},
     home::{ArmObject, same_id},
 };
 
 /// A group's whole body, rules included.
-pub fn group(body: &Value) -> Answer<()> {
+pub fn group(body: &Value, world: &World) -> Answer<()> {
     let list = body["properties"]["securityRules"]
         .as_array()
         .map_or(&[][..], Vec::as_slice);
-    let rules = vnet_model::arm::security_rules(body).map_err(|(place, e)| {
-        let path = "properties.securityRules";
-        let path = place.map_or_else(|| path.to_owned(), |n| format!("{path}[{n}]"));
-        Fault::field(e.code(), path, e)
-    })?;
+    let rules =
+        vnet_model::arm::security_rules(body, &world.service_tags, &str::to_lowercase).map_err(|(place, e)| {
+            let path = "properties.securityRules";
+            let path = place.map_or_else(|| path.to_owned(), |n| format!("{path}[{n}]"));
+            Fault::field(e.code(), path, e)
+        })?;
     for (n, rule) in rules.iter().enumerate() {
         let path = || format!("properties.securityRules[{n}].name");
         if rule.name.is_empty() || rule.name.len() > 80 {
@@ -30,7 +31,7 @@ pub fn group(body: &Value) -> Answer<()> {
         }
     }
     debug_assert_eq!(list.len(), rules.len());
-    Ok(())
+    application_groups::in_rules(body, world)
 }
 
 /// A reference to a group: it must exist.
@@ -128,7 +129,7 @@ mod tests {
             json!({"name": name, "properties": {"priority": priority, "direction": "Inbound", "access": "Deny", "protocol": "*",
                 "sourceAddressPrefix": "*", "sourcePortRange": "*", "destinationAddressPrefix": "*", "destinationPortRange": "*"}})
         };
-        let check = |rules: &[Value]| group(&json!({"properties": {"securityRules": rules}})).err();
+        let check = |rules: &[Value]| group(&json!({"properties": {"securityRules": rules}}), &World::default()).err();
         assert_eq!(check(&[rule("a", 100), rule("b", 101)]), None);
         assert_eq!(
             check(&[rule("a", 100), rule("A", 101)]).unwrap().code,

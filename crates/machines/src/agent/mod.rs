@@ -4,6 +4,7 @@
 //! keyed queue reconciles machines, several at a time. Both act from state: a restart, a lost event and a first start are
 //! the same code. Killing the agent stops nothing that runs.
 
+mod application_groups;
 mod machine;
 mod network;
 pub mod plan;

@@ -20,6 +20,7 @@ use vnet_model::{
         VnetSpec,
     },
     nsg::deny_all,
+    service_tags::ServiceTags,
 };
 
 /// A snapshot of the objects that decide the network.
@@ -114,7 +115,8 @@ pub fn plan(world: &World, instance: &str, edge: &EdgeSpec) -> Plan {
     }
     add_peers(&world.vnets, &mut vnets, &mut notes);
     for vnet in vnets.values_mut() {
-        add_groups(vnet, &world.security_groups, &mut notes);
+        super::application_groups::add(vnet, &world.nics);
+        add_groups(vnet, &world.security_groups, &edge.service_tags, &mut notes);
         add_routes(vnet, &world.route_tables, &mut notes);
     }
     for lb in &world.load_balancers {
@@ -283,13 +285,14 @@ fn add_routes(vnet: &mut VnetSpec, tables: &[RouteTable], notes: &mut Vec<String
 
 /// The security groups that the network's subnets and NICs name. One that is missing or cannot be read denies everything:
 /// whoever asked for a filter shall not be open by mistake.
-fn add_groups(vnet: &mut VnetSpec, groups: &[NetworkSecurityGroup], notes: &mut Vec<String>) {
+fn add_groups(vnet: &mut VnetSpec, groups: &[NetworkSecurityGroup], tags: &ServiceTags, notes: &mut Vec<String>) {
     let subnets = vnet.subnets.iter().filter_map(|s| s.security_group.clone());
     let nics = vnet.nics.iter().filter_map(|n| n.security_group.clone());
     let wanted: BTreeSet<String> = subnets.chain(nics).collect();
     for key in wanted {
         let found = groups.iter().find(|g| g.name() == key).ok_or("is not here".to_owned());
-        let rules = found.and_then(|g| security_rules(&g.spec.body).map_err(|(_, e)| e.to_string()));
+        let rules =
+            found.and_then(|g| security_rules(&g.spec.body, tags, &object_name).map_err(|(_, e)| e.to_string()));
         let rules = rules.unwrap_or_else(|reason| {
             notes.push(format!("NetworkSecurityGroup {key}: {reason}; it denies everything"));
             deny_all()

@@ -166,6 +166,7 @@ impl Platform {
         let base_url = format!("https://localhost:{}", listener.local_addr().unwrap().port());
         let (ca_pem, ca_key) = ca();
         let server = arm::serve(ArmConfig {
+            service_tags: Default::default(),
             home: home.clone(),
             informers: informers.clone(),
             listener,

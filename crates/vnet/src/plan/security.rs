@@ -10,8 +10,10 @@
 //! flows only.
 //!
 //! Outbound rules see what the machine asked for, inbound rules what arrives: a flow to a load balancer's frontend is
-//! judged outbound before it is translated, inbound after. The platform's own connections (from 168.63.129.16, and to it)
-//! do not pass here.
+//! judged outbound before it is translated, inbound after. The platform's own connections (from 168.63.129.16, and to it
+//! and to the metadata service) meet only the outbound rules that name a platform tag.
+//!
+//! An application security group is one set of addresses: a NIC that joins or leaves changes elements, no rule.
 
 use std::collections::BTreeSet;
 
@@ -21,7 +23,8 @@ use linux::nft::{
 };
 use vnet_model::WIRE_SERVER;
 use vnet_model::fabric::{NicSpec, SecurityGroupSpec, VnetSpec};
-use vnet_model::nsg::{Access, Direction, Peers, SecurityRule, default_rules};
+use vnet_model::instance::METADATA_SERVICE;
+use vnet_model::nsg::{Access, Direction, Peers, PlatformService, SecurityRule, default_rules};
 
 use crate::names::{SECURITY_TABLE, nic_link};
 
@@ -58,7 +61,20 @@ pub fn security(vnet: &VnetSpec) -> Table {
         [Rule::new().counter().reject(Reject::AdminProhibited).comment(DENIED)],
     ));
     let used: BTreeSet<&str> = ways.iter().flat_map(|(_, groups)| groups.iter().copied()).collect();
-    for group in vnet.security_groups.iter().filter(|g| used.contains(g.key.as_str())) {
+    let groups: Vec<&SecurityGroupSpec> = vnet
+        .security_groups
+        .iter()
+        .filter(|g| used.contains(g.key.as_str()))
+        .collect();
+    for key in named_application_groups(&groups) {
+        let members = vnet.application_groups.iter().find(|g| g.key == key);
+        let members: BTreeSet<_> = members.into_iter().flat_map(|g| g.members.iter().copied()).collect();
+        let set = Set::new(application_set(key), [Field::IpSaddr]);
+        table
+            .sets
+            .push(set.with(members.into_iter().map(|a| Element::key([Datum::Ip(a)]))));
+    }
+    for group in &groups {
         for direction in [Direction::Inbound, Direction::Outbound] {
             add_group(&mut table, group, direction);
         }
@@ -93,6 +109,7 @@ pub fn security(vnet: &VnetSpec) -> Table {
             .sets
             .push(Set::verdict_map(word(direction), [field]).with(elements));
     }
+    let to_services = platform_chains(&mut table, &groups, &ways);
     let outbound = |rule: Rule| rule.vmap([Field::Iifname], word(Direction::Outbound));
     let base = |name: &str, point, priority, rules: Vec<Rule>| {
         let established = [Rule::new().established().accept()];
@@ -118,9 +135,93 @@ pub fn security(vnet: &VnetSpec) -> Table {
         "to-platform",
         HookPoint::Input,
         -10,
-        vec![outbound(Rule::new().is_not(Field::IpDaddr, Datum::Ip(WIRE_SERVER)))],
+        to_services
+            .into_iter()
+            .chain([outbound(
+                Rule::new()
+                    .is_not(Field::IpDaddr, Datum::Ip(WIRE_SERVER))
+                    .is_not(Field::IpDaddr, Datum::Ip(METADATA_SERVICE)),
+            )])
+            .collect(),
     ));
     table
+}
+
+/// Keys of the application security groups that the groups' rules name, each once.
+fn named_application_groups<'a>(groups: &[&'a SecurityGroupSpec]) -> BTreeSet<&'a str> {
+    let rules = groups.iter().flat_map(|g| &g.rules);
+    let sides = rules.flat_map(|r| r.source.alternatives().iter().chain(r.destination.alternatives()));
+    sides
+        .flat_map(|p| match p {
+            Peers::ApplicationGroups(keys) => keys.as_slice(),
+            _ => &[],
+        })
+        .map(String::as_str)
+        .collect()
+}
+
+fn application_set(key: &str) -> String {
+    format!("asg:{key}")
+}
+
+/// Chains of the groups whose outbound rules name a platform service, a map from port to chain, and the rules that lead
+/// there. Nothing if no group names one: everyone then reaches the services.
+fn platform_chains(table: &mut Table, groups: &[&SecurityGroupSpec], ways: &[(&NicSpec, Vec<&str>)]) -> Vec<Rule> {
+    let mut named = BTreeSet::new();
+    for group in groups {
+        let mut own: Vec<&SecurityRule> = group
+            .rules
+            .iter()
+            .filter(|r| r.direction == Direction::Outbound)
+            .filter(|r| {
+                r.destination
+                    .alternatives()
+                    .iter()
+                    .any(|p| matches!(p, Peers::Platform(_)))
+            })
+            .collect();
+        if own.is_empty() {
+            continue;
+        }
+        own.sort_by_key(|r| r.priority);
+        let name = format!("services:{}", group.key);
+        let mut rules = Vec::new();
+        for rule in own {
+            rules.extend(compile(table, &format!("{name}:{}", rule.priority), rule, true));
+        }
+        table.chains.push(Chain::regular(name, rules));
+        named.insert(group.key.as_str());
+    }
+    if named.is_empty() {
+        return Vec::new();
+    }
+    let mut elements = Vec::new();
+    for (nic, of_nic) in ways {
+        let own: Vec<&str> = of_nic.iter().rev().copied().filter(|g| named.contains(g)).collect();
+        let name = format!("services:{}", own.join("+"));
+        if own.is_empty() {
+            continue;
+        }
+        if own.len() > 1 && !table.chains.iter().any(|c| c.name == name) {
+            let steps = own.iter().map(|g| Rule::new().jump(format!("services:{g}")));
+            let steps: Vec<Rule> = steps.collect();
+            table.chains.push(Chain::regular(name.clone(), steps));
+        }
+        elements.push(Element::verdict(
+            [Datum::IfName(nic_link(&nic.key))],
+            Verdict::jump(name),
+        ));
+    }
+    table
+        .sets
+        .push(Set::verdict_map("services", [Field::Iifname]).with(elements));
+    [WIRE_SERVER, METADATA_SERVICE]
+        .map(|a| {
+            Rule::new()
+                .then(is(Field::IpDaddr, Datum::Ip(a)))
+                .vmap([Field::Iifname], "services")
+        })
+        .into()
 }
 
 /// The groups that inbound packets of the NIC meet, in their order: its subnet's, its own.
@@ -148,13 +249,15 @@ fn add_group(table: &mut Table, group: &SecurityGroupSpec, direction: Direction)
     let all = own.into_iter().chain(&defaults).filter(|r| r.direction == direction);
     let mut rules = Vec::new();
     for rule in all {
-        rules.extend(compile(table, &format!("{name}:{}", rule.priority), rule));
+        rules.extend(compile(table, &format!("{name}:{}", rule.priority), rule, false));
     }
     table.chains.push(Chain::regular(name, rules));
 }
 
-/// One or two nft rules; what does not fit into a comparison becomes a set named after `name`.
-fn compile(table: &mut Table, name: &str, rule: &SecurityRule) -> Vec<Rule> {
+/// The nft rules of one rule: one per protocol with ports and per combination of alternatives of its two sides. What does
+/// not fit into a comparison becomes a set named after `name`. With `services` only alternatives that name a service of
+/// the platform are compiled, without it only the others.
+fn compile(table: &mut Table, name: &str, rule: &SecurityRule, services: bool) -> Vec<Rule> {
     let ports = !rule.source_ports.is_empty() || !rule.destination_ports.is_empty();
     let protocols = match rule.protocol.number() {
         Some(number) => vec![Some(number)],
@@ -165,8 +268,11 @@ fn compile(table: &mut Table, name: &str, rule: &SecurityRule) -> Vec<Rule> {
     if ports && !protocols.iter().flatten().all(|p| [TCP, UDP].contains(p)) {
         return Vec::new();
     }
-    let source = peers(table, &format!("{name}:from"), Field::IpSaddr, &rule.source);
-    let destination = peers(table, &format!("{name}:to"), Field::IpDaddr, &rule.destination);
+    let sources = peers(table, &format!("{name}:from"), Field::IpSaddr, &rule.source);
+    let destinations = match services {
+        true => platform_services(&rule.destination),
+        false => peers(table, &format!("{name}:to"), Field::IpDaddr, &rule.destination),
+    };
     let source_ports = port_match(table, &format!("{name}:from-ports"), Field::Sport, &rule.source_ports);
     let destination_ports = port_match(
         table,
@@ -174,22 +280,30 @@ fn compile(table: &mut Table, name: &str, rule: &SecurityRule) -> Vec<Rule> {
         Field::Dport,
         &rule.destination_ports,
     );
-    let matches: Vec<Statement> = [destination_ports, source, destination, source_ports]
-        .into_iter()
-        .flatten()
-        .collect();
     let verdict = match rule.access {
         Access::Allow => Verdict::Return,
         Access::Deny => Verdict::goto(DENY),
     };
-    protocols
-        .into_iter()
-        .map(|protocol| {
+    let mut out = Vec::new();
+    for (destination, service_port) in &destinations {
+        let protocols: Vec<Option<u8>> = match (service_port, protocols.as_slice()) {
+            (None, all) => all.to_vec(),
+            (Some(_), [None]) => vec![Some(TCP), Some(UDP)],
+            (Some(_), all) => all
+                .iter()
+                .copied()
+                .filter(|p| [Some(TCP), Some(UDP)].contains(p))
+                .collect(),
+        };
+        for (protocol, (source, _)) in protocols.iter().flat_map(|p| sources.iter().map(move |s| (p, s))) {
             let start = protocol.map_or_else(Rule::new, |p| Rule::new().proto(p));
-            let filled = matches.iter().cloned().fold(start, Rule::then);
-            filled.then(Statement::Verdict(verdict.clone()))
-        })
-        .collect()
+            let service_port = service_port.map(|p| is(Field::Dport, Datum::Port(p)));
+            let matches = [&destination_ports, &service_port, source, destination, &source_ports];
+            let filled = matches.into_iter().flatten().cloned().fold(start, Rule::then);
+            out.push(filled.then(Statement::Verdict(verdict.clone())));
+        }
+    }
+    out
 }
 
 fn in_set(field: Field, set: &str, negate: bool) -> Statement {
@@ -208,21 +322,44 @@ fn is(field: Field, value: Datum) -> Statement {
     }
 }
 
-fn peers(table: &mut Table, name: &str, field: Field, peers: &Peers) -> Option<Statement> {
-    match peers {
-        Peers::Any => None,
-        Peers::VirtualNetwork => Some(in_set(field, VNET_TAG, false)),
-        Peers::Internet => Some(in_set(field, VNET_TAG, true)),
-        Peers::AzureLoadBalancer => Some(is(field, Datum::Ip(WIRE_SERVER))),
-        Peers::Prefixes(prefixes) => match Ipv4Net::aggregate(prefixes).as_slice() {
-            [one] => Some(is(field, Datum::Net(*one))),
-            many => {
-                let elements = many.iter().map(|n| Element::key([Datum::Net(*n)]));
-                table.sets.push(Set::new(name, [field]).intervals().with(elements));
-                Some(in_set(field, name, false))
+/// What matches one side: the comparison (none for anything) and the port it is bound to, per alternative; empty if the
+/// side is nothing that rules are about.
+type Matches = Vec<(Option<Statement>, Option<u16>)>;
+
+fn peers(table: &mut Table, name: &str, field: Field, peers: &Peers) -> Matches {
+    let mut out = Vec::new();
+    for one in peers.alternatives() {
+        match one {
+            Peers::Any => out.push(None),
+            Peers::VirtualNetwork => out.push(Some(in_set(field, VNET_TAG, false))),
+            Peers::Internet => out.push(Some(in_set(field, VNET_TAG, true))),
+            Peers::AzureLoadBalancer => out.push(Some(is(field, Datum::Ip(WIRE_SERVER)))),
+            Peers::Prefixes(prefixes) => match Ipv4Net::aggregate(prefixes).as_slice() {
+                [one] => out.push(Some(is(field, Datum::Net(*one)))),
+                many => {
+                    let elements = many.iter().map(|n| Element::key([Datum::Net(*n)]));
+                    table.sets.push(Set::new(name, [field]).intervals().with(elements));
+                    out.push(Some(in_set(field, name, false)));
+                }
+            },
+            Peers::ApplicationGroups(keys) => {
+                out.extend(keys.iter().map(|k| Some(in_set(field, &application_set(k), false))));
             }
-        },
+            // The other chains' business; an `AnyOf` is never inside another.
+            Peers::Platform(_) | Peers::AnyOf(_) => {}
+        }
     }
+    out.into_iter().map(|s| (s, None)).collect()
+}
+
+fn platform_services(destination: &Peers) -> Matches {
+    let of = |p: &Peers| match p {
+        Peers::Platform(s @ (PlatformService::Dns | PlatformService::Imds)) => {
+            Some((Some(is(Field::IpDaddr, Datum::Ip(s.address()))), s.port()))
+        }
+        _ => None,
+    };
+    destination.alternatives().iter().filter_map(of).collect()
 }
 
 fn port_match(table: &mut Table, name: &str, field: Field, ports: &[(u16, u16)]) -> Option<Statement> {

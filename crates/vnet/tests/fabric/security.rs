@@ -5,7 +5,7 @@ use std::sync::Mutex;
 
 use crate::common::*;
 use vnet::{DENIED, Fabric};
-use vnet_model::fabric::{FabricSpec, SecurityGroupSpec};
+use vnet_model::fabric::{ApplicationGroupSpec, FabricSpec, SecurityGroupSpec};
 use vnet_model::nsg::{
     Access, Direction, Flow, Peers, RuleProtocol, SecurityRule, denied_by, parse_peers, parse_ports,
 };
@@ -183,8 +183,17 @@ impl Dice {
 const PORTS: [u16; 5] = [53, 80, 443, 1000, 2000];
 
 fn random_rules(dice: &mut Dice) -> Vec<SecurityRule> {
-    let peers = |dice: &mut Dice| match dice.below(5) {
+    let peers = |dice: &mut Dice| match dice.below(7) {
         0 => Peers::Any,
+        5 => Peers::ApplicationGroups(
+            (0..=dice.below(2))
+                .map(|_| dice.one_of(&["x", "y"]).to_owned())
+                .collect(),
+        ),
+        6 => {
+            let tag = dice.one_of(&["VirtualNetwork", "Internet", "AzureLoadBalancer"]);
+            parse_peers(&[tag, dice.one_of(&["10.1.0.4", "10.1.1.0/24"]), "AzureLoadBalancer"]).unwrap()
+        }
         1 => dice.one_of(&[Peers::VirtualNetwork, Peers::Internet, Peers::AzureLoadBalancer]),
         _ => {
             let texts = [
@@ -269,6 +278,13 @@ fn the_kernel_agrees_with_the_evaluator_on_random_rules_and_packets() {
             let dice = &mut Dice(seed);
             let v = &mut spec.vnets[0];
             v.security_groups = (0..4).map(|n| group(&format!("g{n}"), &random_rules(dice))).collect();
+            let members = |dice: &mut Dice| addresses.into_iter().filter(|_| dice.below(2) == 0).collect();
+            v.application_groups = ["x", "y"]
+                .map(|key| ApplicationGroupSpec {
+                    key: key.into(),
+                    members: members(dice),
+                })
+                .into();
             let pick = |dice: &mut Dice| match dice.below(5) {
                 4 => None,
                 n => Some(format!("g{n}")),
@@ -321,7 +337,7 @@ fn the_kernel_agrees_with_the_evaluator_on_random_rules_and_packets() {
                     let way = [of(from, Direction::Outbound), of(to, Direction::Inbound)].concat();
                     let id: u32 = total;
                     total += 1;
-                    if denied_by(&way, &v.tagged_ranges(), &flow).is_none() {
+                    if denied_by(&way, &v.scope(), &flow).is_none() {
                         wanted.insert(id);
                     }
                     machine.run(|| {
@@ -336,6 +352,84 @@ fn the_kernel_agrees_with_the_evaluator_on_random_rules_and_packets() {
             assert_eq!(*arrived.lock().unwrap(), wanted, "seed {seed}: {:#?}", spec.vnets[0]);
             assert!(!wanted.is_empty() || seed > 0);
         }
+    });
+}
+
+#[test]
+fn members_of_an_application_group_come_and_go() {
+    use Access::{Allow, Deny};
+    use Direction::Inbound;
+    on_a_host(|| {
+        let mut v = vnet(
+            "v1",
+            &[nic("a", "10.1.0.4"), nic("b", "10.1.0.5"), nic("c", "10.1.0.6")],
+        );
+        let mut allow = rule(100, Inbound, Allow, "*", "*", "80");
+        allow.source = Peers::ApplicationGroups(vec!["web".into()]);
+        allow.destination = Peers::ApplicationGroups(vec!["db".into()]);
+        v.security_groups = vec![group(
+            "g",
+            &[allow, rule(200, Inbound, Deny, "VirtualNetwork", "*", "*")],
+        )];
+        v.subnets[0].security_group = Some("g".into());
+        let members = |key: &str, members: &[&str]| ApplicationGroupSpec {
+            key: key.into(),
+            members: members.iter().map(|m| ip(m)).collect(),
+        };
+        v.application_groups = vec![members("web", &["10.1.0.4"]), members("db", &["10.1.0.6"])];
+        let mut spec = fabric_spec(&[v]);
+        let fabric = start(&spec);
+        let [a, b, c] = ["a", "b", "c"].map(|n| Machine::boot(&fabric, n));
+        b.echo_callers(80);
+        c.echo_callers(80);
+        assert_eq!(a.ask("10.1.0.6:80").unwrap(), "10.1.0.4");
+        assert!(denied(b.ask("10.1.0.6:80")) && denied(a.ask("10.1.0.5:80")));
+        spec.vnets[0].application_groups = vec![members("web", &["10.1.0.5"]), members("db", &["10.1.0.6"])];
+        fabric.apply(&spec).unwrap();
+        assert_eq!(b.ask("10.1.0.6:80").unwrap(), "10.1.0.5");
+        assert!(denied(a.ask("10.1.0.6:80")), "no member any more");
+        spec.vnets[0].application_groups.clear();
+        fabric.apply(&spec).unwrap();
+        assert!(denied(b.ask("10.1.0.6:80")), "a group without members is nobody");
+    });
+}
+
+#[test]
+fn platform_services_are_denied_only_by_their_tags() {
+    use Access::{Allow, Deny};
+    use Direction::Outbound;
+    on_a_host(|| {
+        let mut v = vnet("v1", &[nic("a", "10.1.0.4"), nic("b", "10.1.0.5")]);
+        v.security_groups = vec![group("g", &[rule(100, Outbound, Deny, "*", "*", "*")])];
+        v.nics[0].security_group = Some("g".into());
+        let mut spec = fabric_spec(&[v]);
+        let fabric = start(&spec);
+        let runtime = runtime();
+        fabric.serve(runtime.handle());
+        fabric.apply(&spec).unwrap();
+        let [a, b] = ["a", "b"].map(|n| Machine::boot(&fabric, n));
+        assert_eq!(
+            a.run(|| resolve("b")),
+            (0, vec![ip("10.1.0.5").into()]),
+            "rules about all are not about the platform"
+        );
+        let named = |access, tag| rule(300, Outbound, access, "*", tag, "*");
+        spec.vnets[0].security_groups[0]
+            .rules
+            .push(named(Deny, "AzurePlatformDNS"));
+        fabric.apply(&spec).unwrap();
+        let mute = a.run(|| std::net::TcpStream::connect("168.63.129.16:53").unwrap_err());
+        assert!(mute.to_string().contains("No route to host"), "{mute}");
+        assert!(
+            a.run(|| std::net::TcpStream::connect("168.63.129.16:80").is_ok()),
+            "the wire server is no DNS"
+        );
+        assert_eq!(b.run(|| resolve("a")).0, 0, "the other machine has no group");
+        let mut first = named(Allow, "AzurePlatformDNS");
+        first.priority = 200;
+        spec.vnets[0].security_groups[0].rules.push(first);
+        fabric.apply(&spec).unwrap();
+        assert_eq!(a.run(|| resolve("b")).0, 0);
     });
 }
 
