@@ -15,4 +15,5 @@ pub mod ssa;
 pub mod status;
 pub mod table;
 pub mod time;
+pub mod usage;
 pub mod validate;

@@ -153,6 +153,7 @@ pub struct Cluster {
     pub(crate) service_accounts: Arc<Resource>,
     pub(crate) pods: Arc<Resource>,
     pub(crate) documents: Arc<apimachinery::openapi::Documents>,
+    pub(crate) quota_locks: crate::admission::quota::Locks,
     /// Slots of short requests.
     pub(crate) inflight: Semaphore,
     random: Mutex<Rng>,
@@ -223,6 +224,7 @@ impl Cluster {
                 metrics: Metrics::default(),
                 shutdown: Shutdown::new(),
                 inflight: Semaphore::new(INFLIGHT_MAX),
+                quota_locks: Default::default(),
                 random: Mutex::new(Rng::from_entropy()),
                 config,
                 table,

@@ -21,8 +21,11 @@ pub enum Part {
 
 /// Kinds whose metadata counts generations.
 pub fn has_generation(info: &ResourceInfo) -> bool {
-    // Revisions are records and never change.
-    let record = info.group == "apps" && info.plural == "controllerrevisions";
+    // Revisions and addresses are records and never change.
+    let record = matches!(
+        (info.group.as_str(), info.plural.as_str()),
+        ("apps", "controllerrevisions") | ("networking.k8s.io", "ipaddresses" | "servicecidrs")
+    );
     info.custom
         || !record
             && matches!(
@@ -75,7 +78,7 @@ pub fn prepare_create(served: &Served, value: &mut Value) {
         ("networking.k8s.io", "ingresses") => {
             root.insert("status".into(), json!({"loadBalancer": {}}));
         }
-        ("apps", "deployments" | "replicasets") => {
+        ("", "resourcequotas") | ("apps", "deployments" | "replicasets") => {
             root.insert("status".into(), json!({}));
         }
         _ => {}

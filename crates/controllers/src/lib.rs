@@ -8,11 +8,15 @@ pub mod common;
 pub mod deployment;
 pub mod endpoints;
 pub mod gc;
+pub mod ipaddress;
+pub mod mirroring;
 pub mod namespace;
 pub mod nodelifecycle;
 pub mod podgc;
+pub mod quota;
 pub mod replicaset;
 pub mod serviceaccount;
+pub mod servicecidr;
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -117,6 +121,18 @@ pub async fn run_all(client: Client, informers: Informers, config: ControllerCon
             tasks.spawn(nodelifecycle::run(context.clone()));
         }
         tasks.spawn(podgc::run(context.clone()));
+    }
+    if has(&["endpoints", "endpointslices", "services"]) {
+        tasks.spawn(mirroring::run(context.clone()));
+    }
+    if has(&["ipaddresses", "services"]) {
+        tasks.spawn(ipaddress::run(context.clone()));
+        if has(&["servicecidrs"]) {
+            tasks.spawn(servicecidr::run(context.clone()));
+        }
+    }
+    if has(&["resourcequotas"]) {
+        tasks.spawn(quota::run(context.clone()));
     }
     tasks.spawn(gc::run(context.clone()));
     while let Some(ended) = tasks.join_next().await {

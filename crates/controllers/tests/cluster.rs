@@ -457,3 +457,187 @@ async fn many_pods_are_bound_quickly() {
     let counts = nodes_of(&w.pods("web").await);
     assert!(counts.values().all(|n| (90..=110).contains(n)), "{counts:?}");
 }
+
+async fn eventually(w: &World, path: &str, what: &str, done: impl Fn(&serde_json::Value) -> bool) {
+    w.until(what, async || {
+        let got = w
+            .client
+            .request::<serde_json::Value, ()>(http::Method::GET, path, None)
+            .await;
+        got.is_ok_and(|value| done(&value))
+    })
+    .await;
+}
+
+async fn post(w: &World, path: &str, value: serde_json::Value) -> Result<serde_json::Value, reconcile::Error> {
+    w.client.request(http::Method::POST, path, Some(&value)).await
+}
+
+#[tokio::test]
+async fn a_quota_gives_back_what_is_deleted_and_what_has_ended() {
+    let w = World::new().await;
+    let ns = "/api/v1/namespaces/default";
+    let quota =
+        json!({"metadata": {"name": "q"}, "spec": {"hard": {"configmaps": "3", "count/secrets": "1", "pods": "1"}}});
+    post(&w, &format!("{ns}/resourcequotas"), quota).await.unwrap();
+    let path = format!("{ns}/resourcequotas/q");
+    // kube-root-ca.crt is there by itself.
+    eventually(&w, &path, "what exists is counted", |q| {
+        q["status"]["used"] == json!({"configmaps": "1", "count/secrets": "0", "pods": "0"})
+    })
+    .await;
+    for name in ["a", "b"] {
+        post(&w, &format!("{ns}/configmaps"), json!({"metadata": {"name": name}}))
+            .await
+            .unwrap();
+    }
+    let full = post(&w, &format!("{ns}/configmaps"), json!({"metadata": {"name": "c"}})).await;
+    assert!(full.unwrap_err().is_forbidden());
+    w.client
+        .delete::<ConfigMap>(Some("default"), "a", &DeleteParams::default())
+        .await
+        .unwrap();
+    w.until("a place is free again", async || {
+        post(&w, &format!("{ns}/configmaps"), json!({"metadata": {"name": "c"}}))
+            .await
+            .is_ok()
+    })
+    .await;
+    w.until("the account", async || {
+        w.client
+            .get_opt::<ServiceAccount>(Some("default"), "default")
+            .await
+            .unwrap()
+            .is_some()
+    })
+    .await;
+    let pod = |name: &str| json!({"metadata": {"name": name}, "spec": {"containers": [{"name": "c", "image": "x"}]}});
+    post(&w, &format!("{ns}/pods"), pod("one")).await.unwrap();
+    assert!(
+        post(&w, &format!("{ns}/pods"), pod("two"))
+            .await
+            .unwrap_err()
+            .is_forbidden()
+    );
+    let ended = Patch::Merge(json!({"status": {"phase": "Succeeded"}}));
+    let _: Pod = w
+        .client
+        .patch(Some("default"), "one", &ended, Some("status"))
+        .await
+        .unwrap();
+    w.until("a pod that ended makes room", async || {
+        post(&w, &format!("{ns}/pods"), pod("two")).await.is_ok()
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn hand_made_endpoints_are_mirrored_until_they_go() {
+    let w = World::new().await;
+    let ns = "/api/v1/namespaces/default";
+    let service = json!({"metadata": {"name": "m"}, "spec": {"ports": [{"port": 80}]}});
+    post(&w, &format!("{ns}/services"), service).await.unwrap();
+    let endpoints = json!({"metadata": {"name": "m"}, "subsets": [
+        {"addresses": [{"ip": "10.9.8.7"}], "ports": [{"port": 8080}]}]});
+    post(&w, &format!("{ns}/endpoints"), endpoints).await.unwrap();
+    let slices =
+        "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices?labelSelector=kubernetes.io/service-name%3Dm";
+    eventually(&w, slices, "a slice", |list| {
+        list["items"].as_array().is_some_and(|i| i.len() == 1)
+            && list["items"][0]["endpoints"][0]["addresses"] == json!(["10.9.8.7"])
+            && list["items"][0]["metadata"]["labels"]["endpointslice.kubernetes.io/managed-by"]
+                == "endpointslicemirroring-controller.k8s.io"
+    })
+    .await;
+    w.merge::<Endpoints>(
+        "m",
+        json!({"subsets": [
+        {"addresses": [{"ip": "10.9.8.6"}], "notReadyAddresses": [{"ip": "10.9.8.5"}], "ports": [{"port": 8080}]}]}),
+    )
+    .await;
+    eventually(&w, slices, "the change", |list| {
+        let first = &list["items"][0]["endpoints"];
+        first[0]["addresses"] == json!(["10.9.8.6"]) && first[1]["conditions"]["ready"] == false
+    })
+    .await;
+    w.client
+        .delete::<Endpoints>(Some("default"), "m", &DeleteParams::default())
+        .await
+        .unwrap();
+    eventually(&w, slices, "no slice", |list| list["items"] == json!([])).await;
+}
+
+#[tokio::test]
+async fn services_take_addresses_that_everybody_sees() {
+    let w = World::new().await;
+    let (services, net) = ("/api/v1/namespaces/default/services", "/apis/networking.k8s.io/v1");
+    eventually(
+        &w,
+        &format!("{net}/servicecidrs/kubernetes"),
+        "the default range",
+        |cidr| cidr["spec"]["cidrs"] == json!(["10.0.0.0/16"]) && cidr["status"]["conditions"][0]["status"] == "True",
+    )
+    .await;
+    let made = post(
+        &w,
+        services,
+        json!({"metadata": {"name": "s"}, "spec": {"ports": [{"port": 80}]}}),
+    )
+    .await
+    .unwrap();
+    let ip = made["spec"]["clusterIP"].as_str().unwrap().to_owned();
+    let address = format!("{net}/ipaddresses/{ip}");
+    let seen: serde_json::Value = w
+        .client
+        .request::<_, ()>(http::Method::GET, &address, None)
+        .await
+        .unwrap();
+    assert_eq!(
+        seen["spec"]["parentRef"],
+        json!({"resource": "services", "namespace": "default", "name": "s"})
+    );
+    // Deleting the object does not free the address, and it comes back.
+    w.client.delete_path(&address, &DeleteParams::default()).await.unwrap();
+    let second = json!({"metadata": {"name": "t"}, "spec": {"clusterIP": ip, "ports": [{"port": 80}]}});
+    assert!(post(&w, services, second).await.unwrap_err().is_invalid());
+    eventually(&w, &address, "repaired", |_| true).await;
+    // An address that somebody keeps is not given out.
+    let kept = json!({"metadata": {"name": "10.0.7.7"}, "spec": {"parentRef": {"resource": "gateways", "group": "x.io", "name": "g"}}});
+    post(&w, &format!("{net}/ipaddresses"), kept).await.unwrap();
+    let third = json!({"metadata": {"name": "t"}, "spec": {"clusterIP": "10.0.7.7", "ports": [{"port": 80}]}});
+    assert!(post(&w, services, third).await.unwrap_err().is_invalid());
+
+    // A further range, used, then in the way of its own deletion.
+    let outside = || json!({"metadata": {"name": "u"}, "spec": {"clusterIP": "172.20.0.5", "ports": [{"port": 80}]}});
+    assert!(post(&w, services, outside()).await.unwrap_err().is_invalid());
+    post(
+        &w,
+        &format!("{net}/servicecidrs"),
+        json!({"metadata": {"name": "more"}, "spec": {"cidrs": ["172.20.0.0/28"]}}),
+    )
+    .await
+    .unwrap();
+    w.until("the range is ready", async || {
+        post(&w, services, outside()).await.is_ok()
+    })
+    .await;
+    let more = format!("{net}/servicecidrs/more");
+    w.client.delete_path(&more, &DeleteParams::default()).await.unwrap();
+    eventually(&w, &more, "held by its address", |cidr| {
+        let ready = &cidr["status"]["conditions"][0];
+        (&ready["status"], &ready["reason"]) == (&json!("False"), &json!("Terminating"))
+    })
+    .await;
+    w.client
+        .delete::<Service>(Some("default"), "u", &DeleteParams::default())
+        .await
+        .unwrap();
+    w.until("the range is gone", async || {
+        let got = w
+            .client
+            .request::<serde_json::Value, ()>(http::Method::GET, &more, None)
+            .await;
+        got.is_err_and(|e| e.is_not_found())
+    })
+    .await;
+}

@@ -31,55 +31,6 @@ const GROUPS: [(&str, &str); 15] = [
     ("storage.k8s.io", "storage"),
 ];
 
-/// What this server serves: group, resource, subresources. Everything else in the table is known but not served; the
-/// reasons stand in docs/kubernetes-api.md.
-const SERVED: &[(&str, &str, &[&str])] = &[
-    ("", "bindings", &[]),
-    ("", "configmaps", &[]),
-    ("", "endpoints", &[]),
-    ("", "events", &[]),
-    ("", "namespaces", &["finalize", "status"]),
-    ("", "nodes", &["proxy", "status"]),
-    (
-        "",
-        "pods",
-        &[
-            "attach",
-            "binding",
-            "ephemeralcontainers",
-            "eviction",
-            "exec",
-            "log",
-            "portforward",
-            "status",
-        ],
-    ),
-    ("", "podtemplates", &[]),
-    ("", "secrets", &[]),
-    ("", "serviceaccounts", &["token"]),
-    ("", "services", &["proxy", "status"]),
-    ("apps", "controllerrevisions", &[]),
-    ("apps", "deployments", &["scale", "status"]),
-    ("apps", "replicasets", &["scale", "status"]),
-    ("authentication.k8s.io", "selfsubjectreviews", &[]),
-    ("authentication.k8s.io", "tokenreviews", &[]),
-    ("authorization.k8s.io", "localsubjectaccessreviews", &[]),
-    ("authorization.k8s.io", "selfsubjectaccessreviews", &[]),
-    ("authorization.k8s.io", "selfsubjectrulesreviews", &[]),
-    ("authorization.k8s.io", "subjectaccessreviews", &[]),
-    ("coordination.k8s.io", "leases", &[]),
-    ("discovery.k8s.io", "endpointslices", &[]),
-    ("events.k8s.io", "events", &[]),
-    ("networking.k8s.io", "ingressclasses", &[]),
-    ("networking.k8s.io", "ingresses", &["status"]),
-    ("rbac.authorization.k8s.io", "clusterrolebindings", &[]),
-    ("rbac.authorization.k8s.io", "clusterroles", &[]),
-    ("rbac.authorization.k8s.io", "rolebindings", &[]),
-    ("rbac.authorization.k8s.io", "roles", &[]),
-    ("scheduling.k8s.io", "priorityclasses", &[]),
-    ("storage.k8s.io", "storageclasses", &[]),
-];
-
 /// Machinery types that clients send or ask for although the published schemas omit them.
 const MACHINERY: [&str; 14] = [
     "APIGroup",
@@ -385,7 +336,6 @@ impl Facts {
 
     fn resources(&self) -> Result<Vec<Value>> {
         let mut out = Vec::new();
-        let mut served_seen = 0;
         let legacy =
             json!({ "metadata": { "name": "" }, "versions": [{ "version": "v1", "resources": legacy_resources()? }] });
         let groups = self.discovery["items"].as_array().context("discovery items")?;
@@ -400,8 +350,6 @@ impl Facts {
                 }
                 for r in version["resources"].as_array().context("resources")? {
                     let plural = r["resource"].as_str().context("resource")?;
-                    let served = SERVED.iter().find(|(g, p, _)| *g == name && *p == plural);
-                    served_seen += usize::from(served.is_some());
                     let kind = |k: &Value| {
                         let or = |v: &Value, d: &str| v.as_str().filter(|s| !s.is_empty()).unwrap_or(d).to_owned();
                         json!([or(&k["group"], name), or(&k["version"], "v1"), k["kind"]])
@@ -409,7 +357,6 @@ impl Facts {
                     let mut subs = Vec::new();
                     for s in r["subresources"].as_array().unwrap_or(&Vec::new()) {
                         let sub = s["subresource"].as_str().context("subresource")?;
-                        let on = served.is_some_and(|(_, _, list)| list.contains(&sub));
                         let mut kind = kind(&s["responseKind"]);
                         // Discovery leaves the group of machinery kinds open; these two live elsewhere.
                         if let Some(k) = kind[2].as_str().map(str::to_owned) {
@@ -420,21 +367,16 @@ impl Facts {
                                 _ => {}
                             }
                         }
-                        subs.push(json!({ "n": sub, "k": kind, "v": s["verbs"], "on": on }));
+                        subs.push(json!({ "n": sub, "k": kind, "v": s["verbs"] }));
                     }
                     out.push(json!({
                         "g": name, "v": "v1", "r": plural, "s": r["singularResource"], "k": kind(&r["responseKind"]),
                         "ns": r["scope"] == "Namespaced", "verbs": r["verbs"], "sn": r["shortNames"],
-                        "cat": r["categories"], "on": served.is_some(), "subs": subs,
+                        "cat": r["categories"], "subs": subs,
                     }));
                 }
             }
         }
-        ensure!(
-            served_seen == SERVED.len(),
-            "only {served_seen} of {} served resources were found",
-            SERVED.len()
-        );
         Ok(out)
     }
 }

@@ -61,7 +61,7 @@ pub(super) fn columns(group: &str, plural: &str) -> Option<&'static [Column]> {
                 ]
             }
         }
-        _ => return None,
+        _ => return super::more::columns(group, plural),
     })
 }
 
@@ -123,7 +123,7 @@ pub(super) fn cells(group: &str, plural: &str, o: &Value, now: Timestamp) -> Opt
             (o["allowVolumeExpansion"] == true).into(),
             age(),
         ],
-        _ => return None,
+        _ => return super::more::cells(group, plural, o, now),
     })
 }
 

@@ -425,13 +425,13 @@ fn binding(o: &Value, now: Timestamp) -> Vec<Value> {
     ]
 }
 
-fn containers(o: &Value) -> (String, String) {
+pub(super) fn containers(o: &Value) -> (String, String) {
     let all = list(o, &["spec", "template", "spec", "containers"]);
     let join = |key: &str| all.iter().map(|c| text(c, &[key])).collect::<Vec<_>>().join(",");
     (join("name"), join("image"))
 }
 
-fn selector(o: &Value) -> String {
+pub(super) fn selector(o: &Value) -> String {
     match crate::selector::LabelSelector::from_object(&o["spec"]["selector"]) {
         Ok(s) if s.is_everything() => "<none>".into(),
         Ok(s) => s.to_string(),

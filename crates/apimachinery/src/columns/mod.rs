@@ -5,6 +5,7 @@
 mod classes;
 mod duration;
 mod kinds;
+mod more;
 mod path;
 mod pod;
 

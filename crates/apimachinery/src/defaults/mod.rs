@@ -2,6 +2,7 @@
 //!
 //! Values that a server allocates (cluster addresses, node ports, finalizers of a namespace) are not defaults.
 
+mod limits;
 mod pod;
 
 use base64::Engine as _;
@@ -31,6 +32,7 @@ pub fn apply(gvk: &Gvk, object: &mut Value) {
         ("", "v1", "Namespace") => namespace(object),
         ("", "v1", "Node") => node(object),
         ("", "v1", "Secret") => secret(object),
+        ("", "v1", "LimitRange") => each(child(object, "spec").get_mut("limits"), limits::limit_range_item),
         ("apps", "v1", "Deployment") => deployment(child(object, "spec")),
         ("apps", "v1", "ReplicaSet") => {
             let spec = child(object, "spec");

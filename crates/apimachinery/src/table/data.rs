@@ -6,6 +6,7 @@ use std::io::Read;
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::served::SERVED;
 use super::{Field, KUBERNETES_VERSION, ListKind, ResourceInfo, Subresource, Ty, TypeDef, TypeId, TypeTable};
 use crate::gvk::Gvk;
 
@@ -64,7 +65,6 @@ struct ResourceRow {
     s: String,
     k: (String, String, String),
     ns: bool,
-    on: bool,
     verbs: Vec<String>,
     sn: Option<Vec<String>>,
     cat: Option<Vec<String>>,
@@ -76,7 +76,6 @@ struct SubRow {
     n: String,
     k: (String, String, String),
     v: Vec<String>,
-    on: bool,
 }
 
 /// Builds the built-in table. Panics if the committed data does not fit this code, which a test would show.
@@ -108,7 +107,10 @@ pub(super) fn load() -> TypeTable {
         def.atomic = row.mt.as_deref() == Some("atomic");
         table.push(def);
     }
-    for r in data.resources.into_iter().filter(|r| r.on) {
+    for r in data.resources {
+        let Some((_, _, subresources_on)) = SERVED.iter().find(|(g, plural, _)| *g == r.g && *plural == r.r) else {
+            continue;
+        };
         let gvk = Gvk::new(&r.k.0, &r.k.1, &r.k.2);
         let ty = *table
             .by_kind
@@ -117,7 +119,7 @@ pub(super) fn load() -> TypeTable {
         let subresources = r
             .subs
             .into_iter()
-            .filter(|s| s.on)
+            .filter(|s| subresources_on.contains(&s.n.as_str()))
             .map(|s| Subresource {
                 name: s.n,
                 kind: Gvk::new(&s.k.0, &s.k.1, &s.k.2),
@@ -141,6 +143,11 @@ pub(super) fn load() -> TypeTable {
             custom: false,
         });
     }
+    assert_eq!(
+        table.resources.len(),
+        SERVED.len(),
+        "a served resource is not in the generated data"
+    );
     table.index();
     table
 }

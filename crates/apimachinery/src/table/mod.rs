@@ -6,6 +6,7 @@
 
 mod data;
 mod overlay;
+mod served;
 mod types;
 
 use std::collections::HashMap;

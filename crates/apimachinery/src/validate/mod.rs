@@ -2,9 +2,11 @@
 //!
 //! The API server adds what only it knows: whether a namespace may be set, allocations, preconditions.
 
+mod addresses;
 mod classes;
 mod config;
 mod ingress;
+mod limits;
 mod meta;
 pub mod names;
 mod pod;
@@ -50,6 +52,9 @@ pub fn update(gvk: &Gvk, new: &Value, old: &Value) -> Vec<FieldError> {
         ("", "v1", "Service") => update::service(&mut errors, new, old),
         ("", "v1", "Secret") => update::secret(&mut errors, new, old),
         ("", "v1", "ConfigMap") => update::config_map(&mut errors, new, old),
+        ("", "v1", "ResourceQuota") => {
+            errors.immutable("spec.scopes", &new["spec"]["scopes"], &old["spec"]["scopes"]);
+        }
         ("", "v1", "Node") => update::node(&mut errors, new, old),
         ("apps", "v1", "Deployment" | "ReplicaSet") => {
             errors.immutable("spec.selector", &new["spec"]["selector"], &old["spec"]["selector"]);
@@ -62,6 +67,12 @@ pub fn update(gvk: &Gvk, new: &Value, old: &Value) -> Vec<FieldError> {
         ("apps", "v1", "ControllerRevision") => {
             classes::controller_revision(&mut errors, new, false);
             errors.immutable("data", &new["data"], &old["data"]);
+        }
+        ("networking.k8s.io", "v1", "IPAddress") => {
+            errors.immutable("spec.parentRef", &new["spec"]["parentRef"], &old["spec"]["parentRef"]);
+        }
+        ("networking.k8s.io", "v1", "ServiceCIDR") => {
+            errors.immutable("spec.cidrs", &new["spec"]["cidrs"], &old["spec"]["cidrs"]);
         }
         ("networking.k8s.io", "v1", "IngressClass") => {
             let controller = |o: &Value| o["spec"]["controller"].clone();
@@ -84,9 +95,13 @@ fn content(errors: &mut Errors, gvk: &Gvk, object: &Value) {
         ("", "v1", "Secret") => config::secret(errors, object),
         ("", "v1", "ConfigMap") => config::config_map(errors, object),
         ("", "v1", "Node") => config::node(errors, object),
+        ("", "v1", "LimitRange") => limits::limit_range(errors, object),
+        ("", "v1", "ResourceQuota") => limits::resource_quota(errors, object),
         ("", "v1", "Endpoints") => service::endpoints(errors, object),
         ("", "v1", "Binding") => config::binding(errors, object),
         ("", "v1", "PodTemplate") => pod::spec(errors, "template.spec", &object["template"]["spec"], true),
+        ("networking.k8s.io", "v1", "IPAddress") => addresses::ip_address(errors, object),
+        ("networking.k8s.io", "v1", "ServiceCIDR") => addresses::service_cidr(errors, object),
         ("networking.k8s.io", "v1", "Ingress") => ingress::ingress(errors, object),
         ("networking.k8s.io", "v1", "IngressClass") => classes::ingress_class(errors, object),
         ("scheduling.k8s.io", "v1", "PriorityClass") => classes::priority_class(errors, object),

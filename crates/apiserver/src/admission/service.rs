@@ -7,10 +7,15 @@ use apimachinery::meta;
 use apimachinery::status::Status;
 use serde_json::{Map, Value, json};
 
+use super::addresses;
 use crate::handlers::Context;
 
 /// Node ports that are given out.
 const NODE_PORTS: std::ops::RangeInclusive<u16> = 30000..=32767;
+/// The first ones stay for those who choose: of 2768 ports a 32nd, at least 16, at most 128.
+/// # Source
+/// KEP-3668 (reserved NodePort ranges), `pkg/registry/core/service/portallocator` of Kubernetes 1.36.
+const CHOSEN_PORTS: u64 = 86;
 
 /// Addresses of services.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,8 +27,17 @@ pub struct ServiceRange {
 impl ServiceRange {
     /// Parses `10.0.0.0/16`; prefixes from /12 to /28.
     pub fn parse(cidr: &str) -> Option<Self> {
+        Self::parse_within(cidr, 12..=28)
+    }
+
+    /// Parses the range of a further ServiceCIDR; prefixes from /12 to /30.
+    pub fn parse_further(cidr: &str) -> Option<Self> {
+        Self::parse_within(cidr, 12..=30)
+    }
+
+    fn parse_within(cidr: &str, prefixes: std::ops::RangeInclusive<u8>) -> Option<Self> {
         let (address, bits) = cidr.split_once('/')?;
-        let bits: u8 = bits.parse().ok().filter(|b| (12..=28).contains(b))?;
+        let bits: u8 = bits.parse().ok().filter(|b| prefixes.contains(b))?;
         let base = u32::from(address.parse::<Ipv4Addr>().ok()?);
         (base.trailing_zeros() >= 32 - u32::from(bits)).then_some(ServiceRange { base, bits })
     }
@@ -48,7 +62,7 @@ impl std::fmt::Display for ServiceRange {
     }
 }
 
-fn address_key(address: &str) -> String {
+pub(super) fn address_key(address: &str) -> String {
     format!("a/ip/{address}")
 }
 
@@ -222,7 +236,6 @@ fn cluster_ip(cx: &Context, old: Option<&Map<String, Value>>, spec: &mut Map<Str
         (None, None) => free_address(cx).ok_or_else(|| exhausted("spec.clusterIPs"))?,
     };
     if address != "None" {
-        let range = cx.cluster.service_range;
         let parsed: Ipv4Addr = address.parse().map_err(|_| {
             FieldError::invalid(
                 "spec.clusterIPs[0]",
@@ -230,9 +243,11 @@ fn cluster_ip(cx: &Context, old: Option<&Map<String, Value>>, spec: &mut Map<Str
                 "must be a valid IPv4 address, \"None\" or empty",
             )
         })?;
-        if before != Some(&address) && !range.contains(parsed) {
+        if before != Some(&address) && !addresses::in_range(&cx.cluster, parsed) {
+            let ranges: Vec<String> = addresses::ranges(&cx.cluster).iter().map(ToString::to_string).collect();
             let detail = format!(
-                "failed to allocate IP {address}: the provided IP ({address}) is not in the valid range. The range of valid IPs is {range}"
+                "failed to allocate IP {address}: the provided IP ({address}) is not in the valid range. The range of valid IPs is {}",
+                ranges.join(", ")
             );
             return Err(FieldError::invalid("spec.clusterIPs", json!([address]), &detail));
         }
@@ -245,26 +260,36 @@ fn cluster_ip(cx: &Context, old: Option<&Map<String, Value>>, spec: &mut Map<Str
     Ok(())
 }
 
-/// A free address, from a random place in the upper part of the range on; the first ones stay for those who choose.
+/// A free address of the first range that has one.
 fn free_address(cx: &Context) -> Option<String> {
-    let range = cx.cluster.service_range;
+    addresses::ranges(&cx.cluster)
+        .into_iter()
+        .find_map(|range| free_address_of(cx, range))
+}
+
+/// A free address, from a random place in the upper part of the range on; the first ones stay for those who choose.
+fn free_address_of(cx: &Context, range: ServiceRange) -> Option<String> {
     let size = range.size();
     let low = (size / 16).clamp(16, 256).min(size / 2);
+    // Of the cluster's own range the first address is the API's.
+    let first = if range == cx.cluster.service_range { 2 } else { 1 };
     let start = low + cx.cluster.random_below(u64::from(size - low)) as u32;
     let upper = (start..size).chain(low..start);
     let reserved = cx.cluster.dns_service_ip;
-    upper.chain(2..low).find_map(|offset| {
+    upper.chain(first..low).find_map(|offset| {
         let address = range.nth(offset)?;
-        let free = Some(address) != reserved && !cx.cluster.registry.is_claimed(&address_key(&address.to_string()));
+        let free = Some(address) != reserved && !addresses::is_taken(&cx.cluster, &address.to_string());
         free.then(|| address.to_string())
     })
 }
 
 fn free_port(cx: &Context, protocol: &str, taken: &[u64]) -> Option<u64> {
     let (low, high) = (u64::from(*NODE_PORTS.start()), u64::from(*NODE_PORTS.end()));
-    let start = low + cx.cluster.random_below(high - low + 1);
+    let dynamic = low + CHOSEN_PORTS;
+    let start = dynamic + cx.cluster.random_below(high - dynamic + 1);
     (start..=high)
-        .chain(low..start)
+        .chain(dynamic..start)
+        .chain(low..dynamic)
         .find(|port| !taken.contains(port) && !cx.cluster.registry.is_claimed(&port_key(protocol, *port)))
 }
 

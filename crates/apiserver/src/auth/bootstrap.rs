@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use store::{Check, Op};
 
 use super::roles::{RBAC, autoupdate, cluster_bindings, cluster_roles, defaults_label};
-use crate::admission::allocation_keys;
+use crate::admission::{addresses, allocation_keys};
 use crate::cluster::Cluster;
 use crate::handlers::write;
 use crate::object::Encoded;
@@ -46,6 +46,13 @@ pub async fn ensure(cluster: &Arc<Cluster>) -> Result<(), store::Error> {
             "roleRef": {"apiGroup": RBAC, "kind": "ClusterRole", "name": role}, "subjects": [subject]}),
         ));
     }
+    let range = cluster.service_range.to_string();
+    objects.push((
+        "networking.k8s.io",
+        "v1",
+        "servicecidrs",
+        json!({"metadata": {"name": "kubernetes"}, "spec": {"cidrs": [range]}}),
+    ));
     let range_first = cluster.service_range.nth(1).map(|ip| ip.to_string());
     if let (Some(ip), Some(endpoint)) = (range_first, cluster.config.endpoint()) {
         objects.push(("", "v1", "services", json!({
@@ -53,6 +60,13 @@ pub async fn ensure(cluster: &Arc<Cluster>) -> Result<(), store::Error> {
             "spec": {"type": "ClusterIP", "clusterIP": ip, "clusterIPs": [ip], "ipFamilies": ["IPv4"],
                 "ipFamilyPolicy": "SingleStack", "internalTrafficPolicy": "Cluster", "sessionAffinity": "None",
                 "ports": [{"name": "https", "port": 443, "protocol": "TCP", "targetPort": endpoint.port()}]}})));
+        let service = json!({"metadata": {"name": "kubernetes", "namespace": "default"}});
+        objects.push((
+            "networking.k8s.io",
+            "v1",
+            "ipaddresses",
+            addresses::object(&ip, &service),
+        ));
         objects.push((
             "",
             "v1",

@@ -119,7 +119,9 @@ async fn once(
         let encoded = crate::object::Encoded::new(&value, cx.served.resource.fields);
         return Ok((Object::new(encoded, 0), Some(Lost::Object)));
     }
-    let claims = admission::claims(cx, None, Some(&value));
+    let mut claims = admission::claims(cx, None, Some(&value));
+    let mut reserved = admission::quota::reserve(cx, None, &value).await?;
+    claims.beside.append(&mut reserved.beside);
     match write::put(&cx.cluster, &cx.served, None, &value, claims, !dry_run).await? {
         Ok(object) => Ok((object, None)),
         Err(lost) => {

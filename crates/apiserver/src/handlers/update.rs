@@ -197,7 +197,12 @@ pub async fn modify_tracked(
                 Object::new(encoded, rv)
             })
         } else {
-            let claims = admission::claims(cx, Some(&current), Some(&new));
+            let mut claims = admission::claims(cx, Some(&current), Some(&new));
+            let mut reserved = match part {
+                Part::Main => admission::quota::reserve(cx, Some(&current), &new).await?,
+                _ => admission::quota::Reservation::default(),
+            };
+            claims.beside.append(&mut reserved.beside);
             write::put(&cx.cluster, &cx.served, Some(&old), &new, claims, !dry_run).await?
         };
         match outcome {
