@@ -12,8 +12,10 @@ use crate::fabric::{
     CLUSTER_MARK_MASK, ClusterServicesSpec, EdgeSpec, FabricSpec, FrontendSpec, NicKind, NicSpec, PeerSpec, Protocol,
     VnetSpec,
 };
+use crate::gateway::{self, SiteSpec};
 use crate::nsg::NsgError;
 use crate::rules::{self, RuleError};
+use crate::underlay;
 
 mod public;
 
@@ -71,8 +73,12 @@ pub enum SpecError {
     },
     #[error("vnet {vnet}: peer {peer}: {reason}")]
     Peer { vnet: String, peer: String, reason: String },
+    #[error("vnet {vnet}: site {site}: {reason}")]
+    Site { vnet: String, site: String, reason: String },
     #[error("edge: {reason}")]
     Edge { reason: String },
+    #[error("underlay: {reason}")]
+    Underlay { reason: String },
 }
 
 impl SpecError {
@@ -92,6 +98,7 @@ impl SpecError {
 #[derive(Default)]
 struct Seen {
     vnets: BTreeSet<String>,
+    vnis: BTreeSet<u32>,
     nics: BTreeSet<String>,
     /// Public address to its virtual network.
     public: BTreeMap<Ipv4Addr, String>,
@@ -144,12 +151,14 @@ impl Door<'_> {
         let subnets: Vec<(&str, Ipv4Net)> = vnet.subnets.iter().map(|s| (s.name.as_str(), s.prefix)).collect();
         rules::check_subnets(&vnet.prefixes, &subnets).map_err(rule)?;
         self.groups()?;
+        underlay::check_vni(vnet, &mut self.seen.vnis)?;
         if !self.seen.vnets.insert(vnet.key.clone()) {
             return Err(self.twice("vnet", &vnet.key));
         }
         // Keys and public addresses are of the whole fabric, the rest of one network.
         let Seen {
             vnets,
+            vnis,
             nics,
             public,
             exclusive,
@@ -157,6 +166,7 @@ impl Door<'_> {
         } = std::mem::take(self.seen);
         *self.seen = Seen {
             vnets,
+            vnis,
             nics,
             public,
             exclusive,
@@ -243,6 +253,15 @@ impl Door<'_> {
             }
         }
         let ranges = peer.prefixes.iter().map(|p| (peer.vnet.clone(), *p));
+        self.seen.ranges.extend(ranges);
+        Ok(())
+    }
+
+    fn site(&mut self, site: &SiteSpec) -> Result<(), SpecError> {
+        if self.seen.ranges.iter().any(|(of, _)| *of == site.key) {
+            return Err(self.twice("site", &site.key));
+        }
+        let ranges = gateway::check(self.vnet, self.edge, site, &self.seen.ranges)?;
         self.seen.ranges.extend(ranges);
         Ok(())
     }
@@ -371,6 +390,7 @@ impl FabricSpec {
     /// Checks everything that can be checked without looking at the host.
     pub fn check(&self) -> Result<(), SpecError> {
         self.check_edge()?;
+        underlay::check(self)?;
         let mut seen = Seen::default();
         for vnet in &self.vnets {
             let mut door = Door {
@@ -380,6 +400,7 @@ impl FabricSpec {
             };
             door.network()?;
             vnet.peers.iter().try_for_each(|p| door.peer(p))?;
+            vnet.sites.iter().try_for_each(|s| door.site(s))?;
             vnet.clusters.iter().try_for_each(|c| door.cluster(c))?;
             vnet.local.iter().try_for_each(|a| door.local(*a))?;
             vnet.nics.iter().try_for_each(|n| door.nic(n))?;
@@ -392,9 +413,14 @@ impl FabricSpec {
     }
 
     /// The spec without the parts that are wrong, and what was wrong with them; earlier parts win. Only a mistake of the
-    /// instance or the edge remains. One object's mistake then does not stop the others' network.
+    /// instance, the edge or the underlay remains. One object's mistake then does not stop the others' network.
     pub fn without_mistakes(self) -> (Self, Vec<SpecError>) {
-        let Self { instance, vnets, edge } = self;
+        let Self {
+            instance,
+            vnets,
+            edge,
+            underlay,
+        } = self;
         let (mut seen, mut errors, mut good) = (Seen::default(), Vec::new(), Vec::new());
         for mut vnet in vnets {
             let parts = (
@@ -403,8 +429,9 @@ impl FabricSpec {
                 std::mem::take(&mut vnet.nics),
                 std::mem::take(&mut vnet.frontends),
                 std::mem::take(&mut vnet.peers),
+                std::mem::take(&mut vnet.sites),
             );
-            let (mut clusters, mut local, mut nics, mut frontends, mut peers) = parts;
+            let (mut clusters, mut local, mut nics, mut frontends, mut peers, mut sites) = parts;
             let (mut instance_addresses, mut outbound) = (
                 std::mem::take(&mut vnet.instance_addresses),
                 std::mem::take(&mut vnet.outbound),
@@ -419,6 +446,7 @@ impl FabricSpec {
                 continue;
             }
             peers.retain(|p| keep(door.peer(p)));
+            sites.retain(|s| keep(door.site(s)));
             clusters.retain(|c| keep(door.cluster(c)));
             local.retain(|a| keep(door.local(*a)));
             nics.retain(|n| keep(door.nic(n)));
@@ -441,6 +469,7 @@ impl FabricSpec {
                 nics,
                 frontends,
                 peers,
+                sites,
                 ..vnet
             });
         }
@@ -449,6 +478,7 @@ impl FabricSpec {
                 instance,
                 vnets: good,
                 edge,
+                underlay,
             },
             errors,
         )
@@ -525,6 +555,7 @@ pub(crate) mod tests {
             instance: "t".into(),
             vnets: vec![vnet],
             edge: EdgeSpec::default(),
+            underlay: None,
         }
     }
 

@@ -10,10 +10,12 @@ use serde::{Deserialize, Serialize};
 use crate::address::{Mac, WIRE_SERVER};
 pub use crate::balancer::{Distribution, InstanceAddressSpec, NatGatewaySpec, OutboundSpec, ProbeKind, ProbeSpec};
 pub use crate::check::{SpecError, check_instance};
+use crate::gateway::SiteSpec;
 use crate::instance::InstanceSpec;
 use crate::interfaces::{Interface, InterfaceAddress, InterfaceSubnet, Interfaces};
 use crate::nsg::{Scope, SecurityRule};
 use crate::service_tags::ServiceTags;
+use crate::underlay::{RemoteLocalSpec, UnderlaySpec};
 use crate::zone::ZoneSpec;
 
 /// Everything of one instance on one host.
@@ -25,6 +27,9 @@ pub struct FabricSpec {
     pub vnets: Vec<VnetSpec>,
     #[serde(default)]
     pub edge: EdgeSpec,
+    /// Other hosts; without it this one stands alone.
+    #[serde(default)]
+    pub underlay: Option<UnderlaySpec>,
 }
 
 /// The border between the host and every virtual network.
@@ -117,6 +122,15 @@ pub struct VnetSpec {
     /// SNAT ports at load balancers' frontends.
     #[serde(default)]
     pub outbound: Vec<OutboundSpec>,
+    /// Its number between hosts, unique in the fabric; without one it stays on this host.
+    #[serde(default)]
+    pub vni: Option<u32>,
+    /// Addresses of the network's own namespaces on other hosts.
+    #[serde(default)]
+    pub remote_local: Vec<RemoteLocalSpec>,
+    /// On-premises sites.
+    #[serde(default)]
+    pub sites: Vec<SiteSpec>,
 }
 
 /// Routes that a subnet's NICs have besides the system's; the longest prefix wins, and at equal length these.
@@ -222,6 +236,9 @@ pub struct NicSpec {
     /// The machine, as the metadata service tells it about itself.
     #[serde(default)]
     pub instance: Option<InstanceSpec>,
+    /// Key of the host whose port it is, if that is another one.
+    #[serde(default)]
+    pub host: Option<String>,
 }
 
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
@@ -381,11 +398,21 @@ impl VnetSpec {
         self.security_groups.iter().find(|g| g.key == key)
     }
 
+    /// NICs whose port is on this host.
+    pub fn nics_here(&self) -> impl Iterator<Item = &NicSpec> {
+        self.nics.iter().filter(|n| n.host.is_none())
+    }
+
     /// What the tag `VirtualNetwork` stands for here: disjoint ranges, ascending.
     pub fn tagged_ranges(&self) -> Vec<Ipv4Net> {
         let own = self.prefixes.iter().copied();
         let peers = self.peers.iter().flat_map(|p| p.prefixes.iter().copied());
-        let all: Vec<Ipv4Net> = own.chain(peers).chain([Ipv4Net::from(WIRE_SERVER)]).collect();
+        let sites = self.sites.iter().flat_map(|s| s.prefixes.iter().copied());
+        let all: Vec<Ipv4Net> = own
+            .chain(peers)
+            .chain(sites)
+            .chain([Ipv4Net::from(WIRE_SERVER)])
+            .collect();
         let mut out = Ipv4Net::aggregate(&all);
         out.sort();
         out

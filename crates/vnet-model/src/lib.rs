@@ -7,6 +7,7 @@
 //! * [`ipam`]: who holds which address of a subnet.
 //! * [`interfaces`]: the wire server's interface information, rendered and parsed.
 //! * [`fabric`]: what one host's data plane shall be: input of the `vnet` crate's plan.
+//! * [`underlay`]: other hosts, and the numbers of virtual networks between them; [`gateway`]: on-premises sites.
 //! * [`nsg`]: network security rules and their evaluation; [`service_tags`]: the names in them.
 //! * [`zone`]: private DNS zones; [`instance`]: what a machine's metadata say.
 
@@ -15,12 +16,14 @@ pub mod arm;
 pub mod balancer;
 mod check;
 pub mod fabric;
+pub mod gateway;
 pub mod instance;
 pub mod interfaces;
 pub mod ipam;
 pub mod nsg;
 pub mod rules;
 pub mod service_tags;
+pub mod underlay;
 pub mod zone;
 
 pub use address::{Mac, ROUTER_MAC, WIRE_SERVER};

@@ -69,6 +69,7 @@ fn show() {
         instance: "show".to_owned(),
         vnets: vec![network("blue"), network("green")],
         edge: EdgeSpec::default(),
+        underlay: None,
     };
     let backends = [1, 2]
         .map(|n| BackendSpec {

@@ -40,10 +40,12 @@ impl NetnsRef {
 pub struct Port<'a> {
     pub nic: &'a NicSpec,
     pub subnet: Ipv4Net,
+    /// Largest packet.
+    pub mtu: u32,
 }
 
-/// Ports carry whole frames of ordinary size.
-const MTU: u32 = 1500;
+/// Ports carry whole frames of ordinary size where no packet leaves the host in another one.
+pub const MTU: u32 = 1500;
 
 /// Makes the veth unless this very NIC is already there. The caller then converges the virtual network's namespace.
 pub fn plug(vnet: &mut Route, port: &Port<'_>, target: &NetNs, ifname: &str) -> Result<(), Error> {
@@ -73,12 +75,12 @@ pub fn plug(vnet: &mut Route, port: &Port<'_>, target: &NetNs, ifname: &str) -> 
             let veth = Veth {
                 name,
                 mac: Some(ROUTER_MAC.0),
-                mtu: Some(MTU),
+                mtu: Some(port.mtu),
                 up: true,
                 peer: VethPeer {
                     name: ifname.to_owned(),
                     mac: Some(nic.mac.0),
-                    mtu: Some(MTU),
+                    mtu: Some(port.mtu),
                     netns: Some(target.as_fd()),
                 },
             };

@@ -7,13 +7,13 @@ use std::path::Path;
 
 use ipnet::IpNet;
 use linux::conntrack::{Conntrack, Translation};
-use linux::netlink::{Address, Link, Neighbour, Request, Route, RouteEntry, RouteKind, RoutingRule};
+use linux::netlink::{Address, Forwarding, Link, Neighbour, Request, Route, RouteEntry, RouteKind, RoutingRule};
 use linux::netns::NetNs;
 use linux::nft::{Change, Family, Nft, Table};
 use linux::sysctl;
 
 use crate::Error;
-use crate::plan::{NamespacePlan, PlannedAddress, PlannedNeighbour, PlannedRoute, PlannedRule};
+use crate::plan::{NamespacePlan, PlannedAddress, PlannedForwarding, PlannedNeighbour, PlannedRoute, PlannedRule};
 
 /// Which links of the namespace are ours to rule over.
 #[derive(Clone, Copy)]
@@ -27,8 +27,8 @@ pub enum Scope<'a> {
 /// Number of `main` and of routes that were not made by the kernel itself.
 const TABLE_MAIN: u32 = 254;
 const PROTOCOL_KERNEL: u8 = 2;
-/// Tables of subnets, and where their rules stand: between the kernel's for `local` and `main`.
-const OWN_TABLES: RangeInclusive<u32> = 1000..=1999;
+/// Tables of subnets and of other hosts, and where their rules stand: between the kernel's for `local` and `main`.
+const OWN_TABLES: RangeInclusive<u32> = 1000..=7999;
 const RULE_PRIORITY: u32 = 10000;
 
 /// Sockets of one namespace, kept open: opening costs more than a request.
@@ -135,6 +135,7 @@ struct Entries {
     neighbours: BTreeSet<Neighbour>,
     routes: BTreeSet<RouteEntry>,
     rules: BTreeSet<RoutingRule>,
+    forwardings: BTreeSet<Forwarding>,
 }
 
 impl Entries {
@@ -163,7 +164,15 @@ impl Entries {
                 permanent: true,
             })
         };
+        let forwarding = |f: &PlannedForwarding| {
+            Some(Forwarding {
+                link: index(&f.link)?,
+                mac: f.mac.0,
+                to: f.to,
+            })
+        };
         Self {
+            forwardings: plan.forwardings.iter().filter_map(forwarding).collect(),
             addresses: plan.addresses.iter().filter_map(address).collect(),
             neighbours: plan.neighbours.iter().filter_map(neighbour).collect(),
             routes: plan.routes.iter().filter_map(|r| entry(r, index)).collect(),
@@ -205,6 +214,10 @@ impl Entries {
                     .collect(),
                 Scope::Link(_) => BTreeSet::new(),
             },
+            forwardings: match scope {
+                Scope::All => route.forwardings()?.into_iter().collect(),
+                Scope::Link(_) => BTreeSet::new(),
+            },
         })
     }
 
@@ -222,6 +235,8 @@ impl Entries {
                 .difference(&wanted.neighbours)
                 .map(Request::delete_neighbour),
         );
+        let stale = self.forwardings.difference(&wanted.forwardings);
+        out.extend(stale.map(Request::delete_forwarding));
         // A route to the same place is replaced by its addition, so only places that no longer have one are deleted.
         let place = |r: &RouteEntry| (r.table, r.destination, r.metric);
         let places: BTreeSet<_> = wanted.routes.iter().map(place).collect();
@@ -237,6 +252,8 @@ impl Entries {
                 .difference(&self.neighbours)
                 .map(Request::add_neighbour),
         );
+        let fresh = wanted.forwardings.difference(&self.forwardings);
+        out.extend(fresh.map(Request::add_forwarding));
         // Routes without a gateway first: a gateway's own route may be among them.
         let mut fresh: Vec<&RouteEntry> = wanted.routes.difference(&self.routes).collect();
         fresh.sort_by_key(|r| r.gateway.is_some());
@@ -260,6 +277,7 @@ fn since(route: &mut Route, known: &NamespacePlan, plan: &NamespacePlan) -> Resu
         neighbours: a.neighbours.difference(&b.neighbours).cloned().collect(),
         routes: a.routes.difference(&b.routes).cloned().collect(),
         rules: a.rules.difference(&b.rules).copied().collect(),
+        forwardings: a.forwardings.difference(&b.forwardings).cloned().collect(),
         ..NamespacePlan::default()
     };
     let (gone, come) = (only(known, plan), only(plan, known));

@@ -14,15 +14,18 @@ use parking_lot::Mutex;
 use vnet_model::fabric::{FabricSpec, NicSpec, Uplink, VnetSpec, check_instance};
 use vnet_model::rules::overlap;
 
-use crate::attach::{self, NetnsRef, Port};
+use crate::attach::{self, MTU, NetnsRef, Port};
 use crate::converge::{Handles, Scope, converge, has_ip6, set_sysctls};
-use crate::join::{join_host, join_peers, join_vnet, part_peers, part_strangers, remember_uplink, unplug_strangers};
+use crate::join::{
+    join_host, join_hosts, join_peers, join_vnet, part_peers, part_strangers, remember_uplink, unplug_strangers,
+};
 use crate::names::{
-    EDGE_LINK, EDGE_TABLE, NEIGHBOUR_TABLE, SECURITY_TABLE, VNET_TABLE, edge_pin, host_link, nic_link, pins,
-    vnet_of_pin, vnet_pin,
+    EDGE_LINK, EDGE_TABLE, NEIGHBOUR_TABLE, SECURITY_TABLE, VNET_TABLE, edge_pin, host_link, host_table, nic_link,
+    pins, vnet_of_pin, vnet_pin,
 };
 use crate::plan::{
     NamespacePlan, Transit, assign_slots, ended_addresses, ended_ways, plan_edge, plan_host, plan_vnet, vnet_sysctls,
+    vxlans,
 };
 use crate::serve::Servers;
 use crate::{Error, dial, teardown};
@@ -135,6 +138,11 @@ impl Fabric {
             (*host_plan, edge.plan) = (None, None);
         }
         report.changes += joined;
+        let devices = join_hosts(&mut host.route, &mut edge.handles, vxlans(spec, None).as_ref())?;
+        if devices > 0 {
+            edge.plan = None;
+        }
+        report.changes += devices;
         report.changes += remember_uplink(host, &self.instance, uplink.as_deref())?;
         report.changes += join_all_peers(vnets, &last, spec)?;
         let mut failed = None;
@@ -142,8 +150,17 @@ impl Fabric {
             let (Some(space), Some(slot)) = (vnets.get_mut(&vnet.key), slots.get(&vnet.key)) else {
                 continue;
             };
-            let plan = plan_vnet(vnet, &spec.edge, *slot);
-            match space.apply(vnet, last.get(vnet.key.as_str()).copied(), plan, edge) {
+            let plan = plan_vnet(vnet, spec, *slot);
+            let last = last.get(vnet.key.as_str()).copied();
+            let device = vxlans(spec, Some(vnet));
+            let devices = join_hosts(&mut host.route, &mut space.handles, device.as_ref());
+            let applied = devices.and_then(|devices| {
+                if devices > 0 {
+                    space.plan = None;
+                }
+                Ok(devices + space.apply(vnet, last, plan, edge)?)
+            });
+            match applied {
                 Ok(changes) => report.changes += changes,
                 // The others shall not suffer from it.
                 Err(source) => {
@@ -199,7 +216,12 @@ impl Fabric {
         let (vnet, nic) = find_nic(spec, nic).ok_or_else(unknown)?;
         let subnet = vnet.subnet(&nic.subnet).ok_or_else(unknown)?.prefix;
         let space = vnets.get_mut(&vnet.key).ok_or_else(unknown)?;
-        attach::plug(&mut space.handles.route, &Port { nic, subnet }, &target, ifname)?;
+        let mtu = match (&spec.underlay, vnet.vni) {
+            (Some(underlay), Some(_)) => underlay.inner_mtu().min(MTU),
+            _ => MTU,
+        };
+        let port = Port { nic, subnet, mtu };
+        attach::plug(&mut space.handles.route, &port, &target, ifname)?;
         space.route_nic(nic)
     }
 
@@ -285,7 +307,7 @@ impl Fabric {
         state.serve_all();
     }
 
-    /// Counters of the rules that drop, by virtual network (`edge` is the edge's).
+    /// Counters of the rules that drop, by virtual network (`edge` is the edge's, `host` the host's).
     pub fn drops(&self) -> Result<Vec<(String, Counter)>, Error> {
         let mut state = self.state.lock();
         let mut out = Vec::new();
@@ -300,6 +322,10 @@ impl Fabric {
                 let counters = space.handles.nft.counters(family, table)?;
                 out.extend(counters.into_iter().map(|c| (key.clone(), c)));
             }
+        }
+        if state.host_plan.is_some() {
+            let counters = state.host.nft.counters(Family::Ip, &host_table(&self.instance))?;
+            out.extend(counters.into_iter().map(|c| ("host".to_owned(), c)));
         }
         if let Some(edge) = &mut state.edge {
             let counters = edge.handles.nft.counters(Family::Ip, EDGE_TABLE)?;
@@ -415,8 +441,7 @@ impl State {
             };
             let links: Vec<String> = space.handles.route.links()?.into_iter().map(|l| l.name).collect();
             out.extend(
-                vnet.nics
-                    .iter()
+                vnet.nics_here()
                     .filter(|n| links.contains(&nic_link(&n.key)))
                     .map(|n| n.key.clone()),
             );
@@ -586,7 +611,7 @@ fn slot_of(transit: Transit, address: IpNet) -> Option<u32> {
 fn find_nic<'a>(spec: &'a FabricSpec, key: &str) -> Option<(&'a VnetSpec, &'a NicSpec)> {
     spec.vnets
         .iter()
-        .find_map(|v| Some((v, v.nics.iter().find(|n| n.key == key)?)))
+        .find_map(|v| Some((v, v.nics_here().find(|n| n.key == key)?)))
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 use std::os::fd::AsFd;
 
-use linux::netlink::{Request, Route, Veth, VethPeer};
+use linux::netlink::{Request, Route, Veth, VethPeer, Vxlan};
 use linux::netns::NetNs;
 use linux::sysctl;
 use vnet_model::Mac;
@@ -13,10 +13,10 @@ use vnet_model::fabric::{FabricSpec, VnetSpec};
 use crate::Error;
 use crate::converge::Handles;
 use crate::names::{
-    EDGE_LINK, HOST_LINK, LINK_GROUP, host_link, is_nic_link, is_peer_link, is_vnet_link, nic_link, peer_link,
-    vnet_link,
+    EDGE_LINK, HOST_LINK, LINK_GROUP, VXLAN_LINK, host_link, is_nic_link, is_peer_link, is_vnet_link, nic_link,
+    peer_link, vnet_link,
 };
-use crate::plan::{edge_side_mac, host_link_macs, peer_mac, vnet_side_mac};
+use crate::plan::{VxlanPlan, edge_side_mac, host_link_macs, peer_mac, vnet_side_mac};
 use crate::teardown::{restore_note, restore_of};
 
 /// A veth between two namespaces of ours, made whole again if one end is missing; returns the number of changes.
@@ -94,6 +94,51 @@ pub fn join_peers(near: &mut Handles, near_key: &str, far: &mut Handles, far_key
     )
 }
 
+/// Makes the namespace's device to other hosts what it shall be: it is born there and keeps its underlay in the host's
+/// namespace. Returns the number of changes.
+pub fn join_hosts(host: &mut Route, space: &mut Handles, wanted: Option<&VxlanPlan>) -> Result<usize, Error> {
+    let there = space.route.link(VXLAN_LINK)?;
+    // Number, local address and port decide the MAC; the kernel changes none of them later.
+    if let (Some(link), Some(wanted)) = (&there, wanted)
+        && link.mac == Some(wanted.mac.0)
+        && link.alias.as_deref() == Some(&*port_note(wanted))
+        && link.up
+    {
+        if link.mtu == wanted.mtu {
+            return Ok(0);
+        }
+        space.route.run(Request::set_mtu(link.index, wanted.mtu))?;
+        return Ok(1);
+    }
+    let mut changes = 0;
+    if let Some(stale) = there {
+        space.route.run(Request::delete_link(stale.index))?;
+        changes += 1;
+    }
+    let Some(wanted) = wanted else { return Ok(changes) };
+    let vxlan = Vxlan {
+        name: VXLAN_LINK.to_owned(),
+        mac: Some(wanted.mac.0),
+        mtu: Some(wanted.mtu),
+        vni: wanted.vni,
+        local: wanted.local,
+        port: wanted.port,
+        netns: Some(space.ns.as_fd()),
+    };
+    host.run(Request::create_vxlan(&vxlan).in_group(LINK_GROUP))?;
+    let index = space.route.need_link(VXLAN_LINK)?.index;
+    space.route.run_all(&[
+        Request::set_alias(index, &port_note(wanted)),
+        Request::set_up(index, true),
+    ])?;
+    Ok(changes + 3)
+}
+
+/// Text for the device's alias: listings do not tell the port.
+fn port_note(vxlan: &VxlanPlan) -> String {
+    format!("vni {} port {}", vxlan.vni, vxlan.port)
+}
+
 /// Removes links to virtual networks that are no peers any more.
 pub fn part_peers(handles: &mut Handles, peers: &BTreeSet<&str>) -> Result<usize, Error> {
     let wanted: BTreeSet<String> = peers.iter().copied().map(peer_link).collect();
@@ -103,18 +148,17 @@ pub fn part_peers(handles: &mut Handles, peers: &BTreeSet<&str>) -> Result<usize
 /// Removes ports of NICs that the spec no longer has. `last` is the network as this process applied it before; without
 /// it every port that is there is looked at.
 pub fn unplug_strangers(handles: &mut Handles, last: Option<&VnetSpec>, vnet: &VnetSpec) -> Result<usize, Error> {
-    let known: BTreeSet<&str> = vnet.nics.iter().map(|n| n.key.as_str()).collect();
+    let known: BTreeSet<&str> = vnet.nics_here().map(|n| n.key.as_str()).collect();
     let Some(last) = last else {
         let ports: BTreeSet<String> = known.into_iter().map(nic_link).collect();
         return delete_links(handles, |name| is_nic_link(name) && !ports.contains(name));
     };
     let gone: Vec<String> = last
-        .nics
-        .iter()
+        .nics_here()
         .filter(|n| !known.contains(n.key.as_str()))
         .map(|n| nic_link(&n.key))
         .collect();
-    let addresses = |v: &VnetSpec| -> BTreeSet<Ipv4Addr> { v.nics.iter().flat_map(|n| n.addresses()).collect() };
+    let addresses = |v: &VnetSpec| -> BTreeSet<Ipv4Addr> { v.nics_here().flat_map(|n| n.addresses()).collect() };
     let changes = handles.delete_links(&gone)?;
     handles.forget(&addresses(last).difference(&addresses(vnet)).copied().collect())?;
     Ok(changes)

@@ -20,5 +20,5 @@ pub use attach::NetnsRef;
 pub use error::Error;
 pub use fabric::{Fabric, Report};
 pub use names::{edge_pin, host_link, host_table, vnet_pin};
-pub use plan::{DENIED, ROGUE_DHCP, SPOOFED, SPOOFED_ARP, SPOOFED_ND, SPOOFED_RA};
+pub use plan::{DENIED, ROGUE_DHCP, SPOOFED, SPOOFED_ARP, SPOOFED_ND, SPOOFED_RA, UNKNOWN_PEER};
 pub use teardown::teardown;

@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 pub const HOST_LINK: &str = "host";
 /// A virtual network's link to the edge, as the virtual network sees it.
 pub const EDGE_LINK: &str = "edge";
+/// The device that leads to other hosts, in a virtual network's namespace and in the edge's.
+pub const VXLAN_LINK: &str = "vxlan";
 /// Table of NIC ports and inward protection in a virtual network's namespace.
 pub const VNET_TABLE: &str = "oaks-vnet";
 /// Tables of what NICs must not say over ARP and IPv6, in a virtual network's namespace.
@@ -19,6 +21,8 @@ pub const SECURITY_TABLE: &str = "oaks-nsg";
 pub const ROUTES_TABLE: &str = "oaks-routes";
 /// Table of public addresses for outward flows in a virtual network's namespace.
 pub const OUTBOUND_TABLE: &str = "oaks-out";
+/// Table that leads answers back by the host their question came through, in a virtual network's namespace.
+pub const HOSTS_TABLE: &str = "oaks-hosts";
 /// Table of the edge's namespace.
 pub const EDGE_TABLE: &str = "oaks-edge";
 /// Links that one request can delete together.

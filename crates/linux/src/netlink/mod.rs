@@ -14,8 +14,8 @@ mod types;
 pub use request::Request;
 pub use route::Route;
 pub use types::{
-    Address, BridgePort, Link, Mac, Neighbour, PolicyRule, RouteEntry, RouteKind, RoutingRule, Veth, VethPeer, Vxlan,
-    format_mac,
+    Address, BridgePort, Forwarding, Link, Mac, Neighbour, PolicyRule, RouteEntry, RouteKind, RoutingRule, Veth,
+    VethPeer, Vxlan, format_mac,
 };
 
 const HEADER_LEN: usize = 16;

@@ -23,7 +23,8 @@ use netlink_packet_route::route::{
 use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 
 use super::types::{
-    Address, BridgePort, Mac, Neighbour, PolicyRule, RouteEntry, RouteKind, RoutingRule, Veth, VethPeer, Vxlan,
+    Address, BridgePort, Forwarding, Mac, Neighbour, PolicyRule, RouteEntry, RouteKind, RoutingRule, Veth, VethPeer,
+    Vxlan,
 };
 
 /// A change to the kernel's routing state. Additions replace what is there with the same key; deletions succeed if the
@@ -305,6 +306,35 @@ impl Request {
         Self::new(Message::DelNeighbour(neighbour_message(neighbour)), 0, what)
             .tolerating(&[libc::ENOENT, libc::ENODEV])
     }
+
+    pub fn add_forwarding(forwarding: &Forwarding) -> Self {
+        let what = format!("lead frames on link {} to {}", forwarding.link, forwarding.to);
+        Self::new(
+            Message::NewNeighbour(forwarding_message(forwarding)),
+            NLM_F_CREATE | NLM_F_REPLACE,
+            what,
+        )
+    }
+
+    pub fn delete_forwarding(forwarding: &Forwarding) -> Self {
+        let what = format!("lead no frames on link {} to {}", forwarding.link, forwarding.to);
+        Self::new(Message::DelNeighbour(forwarding_message(forwarding)), 0, what)
+            .tolerating(&[libc::ENOENT, libc::ENODEV])
+    }
+}
+
+/// A forwarding entry is a neighbour of the bridge family that the device itself keeps.
+fn forwarding_message(forwarding: &Forwarding) -> NeighbourMessage {
+    let mut message = NeighbourMessage::default();
+    message.header.family = netlink_packet_route::AddressFamily::Bridge;
+    message.header.ifindex = forwarding.link;
+    message.header.state = NeighbourState::Permanent;
+    message.header.flags = NeighbourFlags::Own;
+    message.attributes = vec![
+        NeighbourAttribute::LinkLayerAddress(forwarding.mac.to_vec()),
+        NeighbourAttribute::Destination(NeighbourAddress::Inet(forwarding.to)),
+    ];
+    message
 }
 
 fn link_message(index: u32) -> LinkMessage {

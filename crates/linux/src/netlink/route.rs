@@ -1,7 +1,7 @@
 //! The routing socket: sends [`Request`]s, many in one datagram, and lists links, addresses, routes and neighbours.
 
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::IpNet;
 use netlink_packet_core::{
@@ -17,7 +17,7 @@ use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteFlags, Rout
 use netlink_packet_route::rule::{RuleAttribute, RuleMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage as Message};
 
-use super::types::{Address, BridgePort, Link, Neighbour, PolicyRule, RouteEntry, RouteKind, RoutingRule};
+use super::types::{Address, BridgePort, Forwarding, Link, Neighbour, PolicyRule, RouteEntry, RouteKind, RoutingRule};
 use super::{Error, Frame, Request, Socket, error_of};
 use crate::netns::NetNs;
 
@@ -197,6 +197,18 @@ impl Route {
         }
         all.sort();
         all.dedup();
+        Ok(all)
+    }
+
+    /// Permanent forwarding entries of VXLAN devices, sorted.
+    pub fn forwardings(&mut self) -> Result<Vec<Forwarding>, Error> {
+        let mut get = NeighbourMessage::default();
+        get.header.family = AddressFamily::Bridge;
+        let mut all = self.list(Message::GetNeighbour(get), "list forwarding entries", |m| match m {
+            Message::NewNeighbour(m) => forwarding(&m),
+            _ => None,
+        })?;
+        all.sort();
         Ok(all)
     }
 
@@ -395,6 +407,26 @@ fn ip(address: &RouteAddress) -> Option<IpAddr> {
     }
 }
 
+fn forwarding(m: &NeighbourMessage) -> Option<Forwarding> {
+    let (mut to, mut mac) = (None, None);
+    for attribute in &m.attributes {
+        match attribute {
+            NeighbourAttribute::Destination(NeighbourAddress::Inet(a)) => to = Some(*a),
+            // The family is the bridges', so the crate does not know the address for one.
+            NeighbourAttribute::Destination(NeighbourAddress::Other(bytes)) => {
+                to = <[u8; 4]>::try_from(bytes.as_slice()).ok().map(Ipv4Addr::from);
+            }
+            NeighbourAttribute::LinkLayerAddress(m) => mac = m.clone().try_into().ok(),
+            _ => {}
+        }
+    }
+    (m.header.state == NeighbourState::Permanent).then_some(Forwarding {
+        link: m.header.ifindex,
+        mac: mac?,
+        to: to?,
+    })
+}
+
 fn neighbour(m: &NeighbourMessage) -> Option<Neighbour> {
     let (mut at, mut mac) = (None, None);
     for attribute in &m.attributes {
@@ -416,7 +448,7 @@ fn neighbour(m: &NeighbourMessage) -> Option<Neighbour> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Veth, VethPeer};
+    use super::super::{Veth, VethPeer, Vxlan};
     use super::*;
     use crate::netns;
     use std::path::Path;
@@ -572,6 +604,44 @@ mod tests {
                 route.run(Request::delete_policy_rule(&rule)).unwrap();
             }
             assert!(route.policy_rules().unwrap().is_empty());
+        });
+    }
+
+    #[test]
+    fn a_vxlan_device_with_forwarding_entries() {
+        in_private_host(|| {
+            let ns = netns::create_named(Path::new("/run/n/v")).unwrap();
+            let mut here = Route::open().unwrap();
+            let mut there = Route::open_in(&ns).unwrap();
+            let vxlan = Vxlan {
+                name: "vx".into(),
+                mac: Some([2, 0, 0, 0, 0, 7]),
+                mtu: Some(1450),
+                vni: 77,
+                local: Ipv4Addr::LOCALHOST,
+                port: 4789,
+                netns: Some(std::os::fd::AsFd::as_fd(&ns)),
+            };
+            here.run(Request::create_vxlan(&vxlan)).unwrap();
+            assert!(here.link("vx").unwrap().is_none(), "it was born elsewhere");
+            let born = there.need_link("vx").unwrap();
+            assert_eq!(
+                (born.mtu, born.mac, born.kind.as_deref()),
+                (1450, vxlan.mac, Some("vxlan"))
+            );
+            let entry = Forwarding {
+                link: born.index,
+                mac: [2, 0, 0, 0, 0, 8],
+                to: Ipv4Addr::new(192, 0, 2, 8),
+            };
+            for _ in 0..2 {
+                there.run(Request::add_forwarding(&entry)).unwrap();
+            }
+            assert_eq!(there.forwardings().unwrap(), [entry]);
+            for _ in 0..2 {
+                there.run(Request::delete_forwarding(&entry)).unwrap();
+            }
+            assert_eq!(there.forwardings().unwrap(), []);
         });
     }
 

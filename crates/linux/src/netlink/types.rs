@@ -184,6 +184,15 @@ impl RouteEntry {
     }
 }
 
+/// Where a VXLAN device sends frames for a MAC address.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Ord, PartialOrd)]
+pub struct Forwarding {
+    pub link: u32,
+    pub mac: Mac,
+    /// Underlay address of the other device.
+    pub to: Ipv4Addr,
+}
+
 /// A permanent neighbour, or an address answered for (proxy).
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Ord, PartialOrd)]
 pub struct Neighbour {

@@ -78,7 +78,10 @@ impl Field {
             | Field::CtOriginalIpDaddr
             | Field::CtOriginalIpSaddr => 7,
             Field::Ip6Saddr | Field::Ip6Daddr => 8,
+<<<<<<< HEAD
             Field::EtherSaddr | Field::ArpEtherSaddr => 9,
+=======
+>>>>>>> 70085b5 (vnet, vnet-model, linux: virtual networks over several hosts by VXLAN; sites of a network in the spec)
             Field::L4Proto => 12,
             Field::Sport | Field::Dport | Field::CtOriginalDport => 13,
             Field::IcmpType => 14,
@@ -257,9 +260,9 @@ impl<'a> RuleEncoder<'a> {
         let payload = |base, offset| Some((base, offset));
         let (link, network, transport) = (0, 1, 2);
         let place = match field {
+            Field::EtherSaddr => payload(link, 6),
             Field::IpSaddr => payload(network, 12),
             Field::IpDaddr => payload(network, 16),
-            Field::EtherSaddr => payload(link, 6),
             Field::ArpEtherSaddr => payload(network, 8),
             Field::ArpIpSaddr => payload(network, 14),
             Field::Ip6Saddr => payload(network, 8),
@@ -524,6 +527,11 @@ impl<'a> RuleEncoder<'a> {
                 self.bitwise(REG, &mask.to_ne_bytes(), &[0; 4]);
                 // "any bit set" is "not equal to zero".
                 self.compare(REG, &[0; 4], !negate);
+            }
+            Statement::CtMarkBits { value, mask } => {
+                self.load(Field::CtMark, REG)?;
+                self.bitwise(REG, &mask.to_ne_bytes(), &[0; 4]);
+                self.compare(REG, &(value & mask).to_ne_bytes(), false);
             }
             Statement::FibLocal { negate } => {
                 const RTN_LOCAL: u32 = 2;

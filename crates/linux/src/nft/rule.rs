@@ -58,6 +58,11 @@ pub enum Statement {
         mask: u32,
         negate: bool,
     },
+    /// These bits of the connection's mark are `value`.
+    CtMarkBits {
+        value: u32,
+        mask: u32,
+    },
     /// The destination is, or is not, an address of this namespace.
     FibLocal {
         negate: bool,

@@ -105,6 +105,13 @@ fn everything() -> Table {
                 Rule::new().in_set(service, "ranges").accept(),
                 Rule::new().then(Statement::FibLocal { negate: false }).accept(),
                 Rule::new()
+                    .is(EtherSaddr, Datum::Mac([2, 0, 0, 0, 0, 1]))
+                    .then(Statement::CtMarkBits {
+                        value: 0x8001_0000,
+                        mask: 0xffff_0000,
+                    })
+                    .accept(),
+                Rule::new()
                     .saddr("10.0.0.0/9".parse::<ipnet::Ipv4Net>().unwrap())
                     .tcp_dport(80)
                     .reject(Reject::TcpReset),
@@ -164,6 +171,7 @@ fn every_kind_of_statement_is_understood_by_the_kernel_and_listed_by_the_tool() 
             "numgen random mod 2 vmap { 0 : goto one, 1 : goto two }",
             "jhash ip saddr . tcp sport mod 3 seed 0x6f616b73 map { 0 : 10.1.0.4 . 8080, 1 : 10.1.0.5 . 8080, 2 : 10.1.0.6 . 8081 }",
             "fib daddr type 2 accept",
+            "@ll,48,48 0x20000000001 ct mark 0x80010000/16 accept",
             "update @affinity { ip saddr }",
             "ct status 0x20 ct original ip daddr 10.96.0.1 masquerade",
             "snat to 100.64.0.2",

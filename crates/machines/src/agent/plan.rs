@@ -140,6 +140,7 @@ pub fn plan(world: &World, instance: &str, edge: &EdgeSpec) -> Plan {
             instance: instance.to_owned(),
             vnets: vnets.into_values().collect(),
             edge,
+            underlay: None,
         },
         notes,
     }

@@ -123,7 +123,7 @@ fn hairpin(vnet: &VnetSpec, table: &mut Table) {
     if fronts.is_empty() {
         return;
     }
-    let ports = vnet.nics.iter().map(|n| name(&nic_link(&n.key)));
+    let ports = vnet.nics_here().map(|n| name(&nic_link(&n.key)));
     let itself = fronts
         .into_iter()
         .map(|a| Element::data([Datum::Ip(a)], [Datum::Ip(a)]));

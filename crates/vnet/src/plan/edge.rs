@@ -47,7 +47,7 @@ pub fn plan_edge(spec: &FabricSpec, slots: &BTreeMap<String, u32>, has_uplink: b
     for endpoint in &spec.edge.endpoints {
         plan.address("lo", Ipv4Net::from(*endpoint));
     }
-    let mut sources = Vec::new();
+    let (mut sources, between_edges) = super::hosts::between_edges(spec, &mut plan);
     for vnet in &spec.vnets {
         let Some(slot) = slots.get(&vnet.key) else { continue };
         let (link, address) = (vnet_link(&vnet.key), transit.vnet(*slot));
@@ -60,7 +60,9 @@ pub fn plan_edge(spec: &FabricSpec, slots: &BTreeMap<String, u32>, has_uplink: b
         let leaving = super::outbound::leaving_addresses(vnet).into_iter();
         sources.extend(leaving.map(|a| Element::key([Datum::IfName(link.clone()), Datum::Ip(a)])));
     }
-    plan.tables = vec![edge_table(spec, sources, transit)];
+    let mut table = edge_table(spec, sources, transit);
+    table.chains.extend(between_edges);
+    plan.tables = vec![table];
     plan
 }
 
@@ -200,6 +202,7 @@ pub fn plan_host(spec: &FabricSpec, uplink: Option<&str>) -> NamespacePlan {
         -10,
         through,
     ));
+    super::hosts::guard(spec, &mut table);
     plan.tables = vec![table];
     plan
 }

@@ -31,6 +31,7 @@ use vnet_model::fabric::EdgeSpec;
 
 mod balancer;
 mod edge;
+mod hosts;
 mod outbound;
 mod routing;
 mod security;
@@ -39,6 +40,7 @@ mod vnet;
 
 pub use balancer::{ended_addresses, ended_ways};
 pub use edge::{edge_side_mac, host_link_macs, plan_edge, plan_host, vnet_side_mac};
+pub use hosts::{UNKNOWN_PEER, VxlanPlan, vxlans};
 pub use security::DENIED;
 pub use spoofing::{ROGUE_DHCP, SPOOFED, SPOOFED_ARP, SPOOFED_ND, SPOOFED_RA};
 pub use vnet::{peer_mac, plan_vnet, vnet_sysctls};
@@ -52,6 +54,7 @@ pub struct NamespacePlan {
     pub routes: BTreeSet<PlannedRoute>,
     pub neighbours: BTreeSet<PlannedNeighbour>,
     pub rules: BTreeSet<PlannedRule>,
+    pub forwardings: BTreeSet<PlannedForwarding>,
     pub tables: Vec<Table>,
 }
 
@@ -86,6 +89,14 @@ pub struct PlannedNeighbour {
     pub link: String,
     pub address: IpAddr,
     pub mac: Mac,
+}
+
+/// Where a VXLAN device sends frames for a MAC address.
+#[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub struct PlannedForwarding {
+    pub link: String,
+    pub mac: Mac,
+    pub to: Ipv4Addr,
 }
 
 impl NamespacePlan {

@@ -51,7 +51,11 @@ pub fn routing(vnet: &VnetSpec, plan: &mut NamespacePlan, gateway: Ipv4Addr, out
                     Some(outward.into()),
                     RouteKind::Unicast,
                 ),
-                NextHop::VirtualAppliance(address) => match vnet.nic_of(address).filter(|n| n.ip_forwarding) {
+                NextHop::VirtualAppliance(address) => match vnet
+                    .nic_of(address)
+                    // On another host nothing tells a packet for the appliance from one for its destination.
+                    .filter(|n| n.ip_forwarding && n.host.is_none())
+                {
                     Some(nic) => (Some(nic_link(&nic.key)), Some(address.into()), None, RouteKind::Unicast),
                     None => special(RouteKind::Prohibit),
                 },
@@ -69,7 +73,7 @@ pub fn routing(vnet: &VnetSpec, plan: &mut NamespacePlan, gateway: Ipv4Addr, out
             let subnet = vnet.subnet(subnet).and_then(|s| s.route_table.as_deref());
             subnet == Some(own.key.as_str())
         };
-        let ports = vnet.nics.iter().filter(|nic| here(&nic.subnet));
+        let ports = vnet.nics_here().filter(|nic| here(&nic.subnet));
         let set = format!("table-{n}");
         table.sets.push(
             Set::new(set.clone(), [Field::Iifname])

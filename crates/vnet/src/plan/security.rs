@@ -39,8 +39,7 @@ const FRONTENDS: &str = "frontends";
 pub fn security(vnet: &VnetSpec) -> Table {
     let mut table = Table::new(Family::Ip, SECURITY_TABLE);
     let ways: Vec<(&NicSpec, Vec<&str>)> = vnet
-        .nics
-        .iter()
+        .nics_here()
         .map(|n| (n, groups_of(vnet, n)))
         .filter(|(_, groups)| !groups.is_empty())
         .collect();

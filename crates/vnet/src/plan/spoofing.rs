@@ -26,7 +26,7 @@ const FORWARDERS: &str = "forwarders";
 
 /// Who may send: port, MAC and address of every NIC; port and MAC of those that forward for others.
 pub fn senders(vnet: &VnetSpec) -> [Set; 2] {
-    let forwarders = vnet.nics.iter().filter(|n| n.ip_forwarding);
+    let forwarders = vnet.nics_here().filter(|n| n.ip_forwarding);
     [
         Set::new(SENDERS, [Field::Iifname, Field::EtherSaddr, Field::IpSaddr]).with(owners(vnet)),
         Set::new(FORWARDERS, [Field::Iifname, Field::EtherSaddr])
@@ -35,7 +35,7 @@ pub fn senders(vnet: &VnetSpec) -> [Set; 2] {
 }
 
 fn owners(vnet: &VnetSpec) -> impl Iterator<Item = Element> {
-    vnet.nics.iter().flat_map(|nic| {
+    vnet.nics_here().flat_map(|nic| {
         let link = nic_link(&nic.key);
         nic.addresses()
             .map(move |a| Element::key([Datum::IfName(link.clone()), Datum::Mac(nic.mac.0), Datum::Ip(a)]))

@@ -8,14 +8,14 @@ use linux::nft::{
     UDP,
 };
 use vnet_model::WIRE_SERVER;
-use vnet_model::fabric::{EdgeSpec, NicKind, VnetSpec};
+use vnet_model::fabric::{FabricSpec, NicKind, VnetSpec};
 
 use super::{NamespacePlan, Transit};
-use crate::names::{EDGE_LINK, VNET_TABLE, nic_link, peer_link, vnet_link};
+use crate::names::{EDGE_LINK, VNET_TABLE, VXLAN_LINK, nic_link, peer_link, vnet_link};
 
 /// The namespace of `vnet`, which has transit slot `slot`.
-pub fn plan_vnet(vnet: &VnetSpec, edge: &EdgeSpec, slot: u32) -> NamespacePlan {
-    let transit = Transit::of(edge);
+pub fn plan_vnet(vnet: &VnetSpec, spec: &FabricSpec, slot: u32) -> NamespacePlan {
+    let transit = Transit::of(&spec.edge);
     let outward = transit.vnet(slot);
     let mut plan = NamespacePlan::router();
     plan.sysctls = vnet_sysctls();
@@ -38,18 +38,19 @@ pub fn plan_vnet(vnet: &VnetSpec, edge: &EdgeSpec, slot: u32) -> NamespacePlan {
             plan.route_via(*prefix, &link, PEER_GATEWAY, Some(outward));
         }
     }
-    for nic in &vnet.nics {
+    for nic in vnet.nics_here() {
         let link = nic_link(&nic.key);
         for address in nic.addresses() {
             plan.route(Ipv4Net::from(address), &link);
             plan.neighbour(&link, address, nic.mac);
         }
     }
-    for public in super::outbound::public_addresses(vnet, edge.pool) {
+    for public in super::outbound::public_addresses(vnet, spec.edge.pool) {
         // A port without a rule must not go round between the edge and here.
         plan.refuse(Ipv4Net::from(public));
     }
     let routes = super::routing::routing(vnet, &mut plan, transit.edge(), outward);
+    let hosts = super::hosts::elsewhere(spec, vnet, &mut plan);
     plan.tables = vec![
         protection(vnet, outward),
         super::spoofing::arp(vnet),
@@ -58,6 +59,7 @@ pub fn plan_vnet(vnet: &VnetSpec, edge: &EdgeSpec, slot: u32) -> NamespacePlan {
         super::outbound::outbound(vnet),
         super::security::security(vnet),
         routes,
+        hosts,
     ];
     plan
 }
@@ -85,7 +87,7 @@ pub fn peer_mac(vnet: &str, other: &str) -> vnet_model::Mac {
 
 fn protection(vnet: &VnetSpec, outward: Ipv4Addr) -> Table {
     use Field::{IpDaddr, IpSaddr, L4Proto};
-    let marks = vnet.nics.iter().filter_map(|nic| {
+    let marks = vnet.nics_here().filter_map(|nic| {
         let NicKind::Group { cluster: Some(cluster) } = &nic.kind else {
             return None;
         };
@@ -153,7 +155,8 @@ fn protection(vnet: &VnetSpec, outward: Ipv4Addr) -> Table {
             -150,
             [
                 // Before everything else: who knows another's connection could join it with a forged packet.
-                super::spoofing::forged(edge_or_own(Rule::new())),
+                // What comes from another host was looked at there.
+                super::spoofing::forged(edge_or_own(Rule::new()).is_not(Field::Iifname, name(VXLAN_LINK))),
                 Rule::new().established().accept(),
                 super::spoofing::rogue_dhcp(),
                 Rule::new().in_set([Field::Iifname], "peers").goto("from-peer"),
@@ -172,6 +175,7 @@ fn protection(vnet: &VnetSpec, outward: Ipv4Addr) -> Table {
                 Rule::new().established().accept(),
                 Rule::new().iifname("lo").accept(),
                 edge_or_own(Rule::new())
+                    .is_not(Field::Iifname, name(VXLAN_LINK))
                     .not_in_set([Field::Iifname], "peers")
                     .in_set([IpDaddr, L4Proto, Field::Dport], "sockets")
                     .accept(),

@@ -67,6 +67,7 @@ pub fn fabric_spec(vnets: &[VnetSpec]) -> FabricSpec {
         instance: "t".to_owned(),
         vnets: vnets.to_vec(),
         edge: EdgeSpec::default(),
+        underlay: None,
     }
 }
 

@@ -1,6 +1,7 @@
 //! Real traffic between fake machines on a host of their own.
 
 mod common;
+mod hosts;
 mod matrix;
 mod peering;
 mod routing;
