@@ -473,6 +473,7 @@ fn a_frontend_leads_to_backends_of_other_hosts_and_keeps_the_clients_address() {
         let mut v = vnet("v", &[on("a", nic("m1", "10.1.0.4")), on("b", nic("m2", "10.1.0.5"))]);
         v.frontends = vec![
             frontend("198.19.0.9", 80, &[("10.1.0.5", 8080)]),
+            frontend("198.19.0.9", 81, &[("10.1.0.5", 8081)]),
             frontend("10.1.0.200", 80, &[("10.1.0.5", 8080)]),
         ];
         let mut spec = whole(&nodes, &[v]);
@@ -481,9 +482,16 @@ fn a_frontend_leads_to_backends_of_other_hosts_and_keeps_the_clients_address() {
         let [a, b] = [0, 1].map(|n| nodes[n].start(&spec));
         let (m1, m2) = (Machine::boot(&a, "m1"), Machine::boot(&b, "m2"));
         m2.echo_callers(8080);
+        // A close with a request unread would be a reset.
+        let listener = m2.run(|| TcpListener::bind("0.0.0.0:8081").unwrap());
+        std::thread::spawn(move || {
+            let (mut stream, peer) = listener.accept().unwrap();
+            let _ = stream.read(&mut [0; 1024]);
+            stream.write_all(peer.ip().to_string().as_bytes()).unwrap();
+        });
         // From outside, which keeps its address, from the hosts themselves and from inside.
         nodes[0].run(|| tool("ip", &["addr", "add", "203.0.113.7/32", "dev", "lo"]));
-        let url = "http://198.19.0.9:80";
+        let url = "http://198.19.0.9:81";
         let outside = nodes[0].run(|| tool("curl", &["--interface", "203.0.113.7", "-s", "--http0.9", "-m3", url]));
         assert_eq!(outside, "203.0.113.7");
         assert_eq!(nodes[0].run(|| ask("198.19.0.9:80")).unwrap(), "169.254.240.1");
