@@ -78,10 +78,7 @@ impl Field {
             | Field::CtOriginalIpDaddr
             | Field::CtOriginalIpSaddr => 7,
             Field::Ip6Saddr | Field::Ip6Daddr => 8,
-<<<<<<< HEAD
             Field::EtherSaddr | Field::ArpEtherSaddr => 9,
-=======
->>>>>>> 70085b5 (vnet, vnet-model, linux: virtual networks over several hosts by VXLAN; sites of a network in the spec)
             Field::L4Proto => 12,
             Field::Sport | Field::Dport | Field::CtOriginalDport => 13,
             Field::IcmpType => 14,
