@@ -86,6 +86,7 @@ fn spec() -> FabricSpec {
             ..VnetSpec::default()
         }],
         edge: EdgeSpec::default(),
+        ..FabricSpec::default()
     }
 }
 
