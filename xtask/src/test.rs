@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 
-use crate::{setup, sh, tidy};
+use crate::{conformance, setup, sh, tidy};
 
 pub fn run(args: &[String]) -> Result<()> {
     sh::step("tidy", || tidy::run(&[]))?;
@@ -21,5 +21,6 @@ pub fn run(args: &[String]) -> Result<()> {
     ];
     let mut cargo = vec!["test", "--workspace", "--locked", "--no-fail-fast"];
     cargo.extend(args.iter().map(String::as_str));
+    sh::step("cnitool", conformance::cni::light)?;
     sh::step("tests", || sh::run_in(&sh::root(), "cargo", &cargo, &env))
 }

@@ -130,7 +130,8 @@ struct RawConf {
     dns: Dns,
     state_dir: Option<PathBuf>,
     prev_result: Option<Value>,
-    #[serde(rename = "cni.dev/valid-attachments")]
+    /// `null` is a runtime's empty list (a nil slice in Go), not an absent one.
+    #[serde(rename = "cni.dev/valid-attachments", default, deserialize_with = "null_as_empty")]
     valid_attachments: Option<Vec<RawAttachment>>,
     #[serde(flatten)]
     rest: BTreeMap<String, Value>,
@@ -153,6 +154,10 @@ struct RawIpam {
     timeout_ms: Option<u64>,
     #[serde(flatten)]
     rest: BTreeMap<String, Value>,
+}
+
+fn null_as_empty<'de, D: serde::Deserializer<'de>>(d: D) -> Result<Option<Vec<RawAttachment>>, D::Error> {
+    Option::deserialize(d).map(|list: Option<Vec<RawAttachment>>| Some(list.unwrap_or_default()))
 }
 
 #[derive(Deserialize)]

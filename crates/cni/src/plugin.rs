@@ -349,7 +349,11 @@ impl Call<'_> {
     }
 
     fn gc(&self) -> Result<(), Failure> {
-        let keys = self.valid_keys()?;
+        let keys = match self.conf.valid_attachments {
+            Some(_) => self.valid_keys()?,
+            // cnitool sends no list. What still has its link is kept: whether it is wanted, nobody has said.
+            None => self.attached()?,
+        };
         let mut failures = Vec::new();
         let others = if self.own_ipam() {
             self.ipam().keys_of_others().unwrap_or_else(|e| {
@@ -386,6 +390,16 @@ impl Call<'_> {
         };
         failures.extend(released.err());
         merged("GC", failures)
+    }
+
+    /// Attachments to this network whose links are there.
+    fn attached(&self) -> Result<BTreeSet<Key>, Failure> {
+        let network = network_tag(&self.conf.name);
+        let owners = links::live()
+            .map_err(|e| kernel(&e))?
+            .into_iter()
+            .filter_map(|l| l.owner);
+        Ok(owners.filter(|o| o.network == network).map(|o| o.key).collect())
     }
 
     fn status(&self) -> Result<(), Failure> {
