@@ -18,7 +18,7 @@ use linux::netns;
 use vnet::{Fabric, NetnsRef};
 use vnet_model::{
     Mac,
-    fabric::{DnsSpec, EdgeSpec, FabricSpec, IpConfigSpec, NicKind, NicSpec, SubnetSpec, VnetSpec},
+    fabric::{DnsSpec, FabricSpec, IpConfigSpec, NicKind, NicSpec, SubnetSpec, VnetSpec},
 };
 
 use crate::tools::{Tools, iptables_wrappers, output};
@@ -246,7 +246,7 @@ fn spec() -> Result<FabricSpec> {
             },
             ..VnetSpec::default()
         }],
-        edge: EdgeSpec::default(),
+        ..FabricSpec::default()
     })
 }
 
