@@ -65,6 +65,19 @@ impl Conntrack {
         })?
     }
 
+    /// How the destinations of the present connections are translated, also of those that are not (both ends are the same
+    /// then).
+    pub fn translations(&mut self) -> Result<Vec<Translation>, Error> {
+        const LIST: &str = "list connections";
+        let found = self.socket.dump(list_request, LIST, |frame| {
+            Ok(frame.payload.get(4..).and_then(|body| {
+                let part = |kind| attributes(body).find(|(k, _)| *k == kind).map(|(_, value)| value);
+                way(part(TUPLE_ORIGINAL)?, part(TUPLE_REPLY)?)
+            }))
+        })?;
+        Ok(found)
+    }
+
     /// Deletes every connection that has one of the addresses at any of its four places; returns how many those were.
     pub fn forget(&mut self, addresses: &BTreeSet<Ipv4Addr>) -> Result<usize, Error> {
         if addresses.is_empty() {
@@ -91,20 +104,9 @@ impl Conntrack {
 
     fn forget_if(&mut self, hit: impl Fn(&[u8], &[u8]) -> bool) -> Result<usize, Error> {
         const LIST: &str = "list connections";
-        let list = |sequence| {
-            let mut bytes = Vec::new();
-            frame(
-                &mut bytes,
-                SUBSYSTEM << 8 | GET,
-                NLM_F_REQUEST | NLM_F_DUMP,
-                sequence,
-                AF_INET,
-                0,
-                &[],
-            );
-            bytes
-        };
-        let found = self.socket.dump(list, LIST, |frame| Ok(matching(frame, &hit)))?;
+        let found = self
+            .socket
+            .dump(list_request, LIST, |frame| Ok(matching(frame, &hit)))?;
         let mut deleted = 0;
         for chunk in found.chunks(BATCH) {
             deleted += self.delete(chunk)?;
@@ -149,6 +151,20 @@ impl Conntrack {
         }
         failed.map_or(Ok(deleted), Err)
     }
+}
+
+fn list_request(sequence: u32) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    frame(
+        &mut bytes,
+        SUBSYSTEM << 8 | GET,
+        NLM_F_REQUEST | NLM_F_DUMP,
+        sequence,
+        AF_INET,
+        0,
+        &[],
+    );
+    bytes
 }
 
 fn matching(frame: &Frame<'_>, hit: &impl Fn(&[u8], &[u8]) -> bool) -> Option<Connection> {

@@ -20,13 +20,14 @@ use crate::join::{
     join_host, join_hosts, join_peers, join_vnet, part_peers, part_strangers, remember_uplink, unplug_strangers,
 };
 use crate::names::{
-    EDGE_LINK, EDGE_TABLE, NEIGHBOUR_TABLE, SECURITY_TABLE, VNET_TABLE, edge_pin, host_link, host_table, nic_link,
-    pins, vnet_of_pin, vnet_pin,
+    BALANCER_TABLE, EDGE_LINK, EDGE_TABLE, NEIGHBOUR_TABLE, OUTBOUND_TABLE, SECURITY_TABLE, VNET_TABLE, edge_pin,
+    host_link, host_table, nic_link, pins, vnet_of_pin, vnet_pin,
 };
 use crate::plan::{
     NamespacePlan, Transit, assign_slots, ended_addresses, ended_ways, plan_edge, plan_host, plan_vnet, vnet_sysctls,
     vxlans,
 };
+use crate::probe::{Health, Probes};
 use crate::serve::Servers;
 use crate::{Error, dial, teardown};
 
@@ -45,6 +46,7 @@ struct State {
     /// As applied last; attach and dial look here.
     spec: FabricSpec,
     servers: Servers,
+    probes: Probes,
 }
 
 /// A namespace of ours, and what it was brought to.
@@ -76,6 +78,7 @@ impl Fabric {
             vnets: BTreeMap::new(),
             spec: FabricSpec::default(),
             servers: Servers::default(),
+            probes: Probes::default(),
         };
         Ok(Self {
             instance: instance.to_owned(),
@@ -93,6 +96,8 @@ impl Fabric {
         spec.check().map_err(Error::Spec)?;
         let mut state = self.state.lock();
         let state = &mut *state;
+        state.probes.follow(spec, |key| vnet_pin(&self.run_dir, key));
+        let spec = &*state.probes.healthy(spec);
         let uplink = state.check_host(&self.instance, spec)?;
         let transit = Transit::of(&spec.edge);
         let mut report = Report {
@@ -300,11 +305,27 @@ impl Fabric {
         dial::listen(&netns::open(netns)?, address).map_err(fail)
     }
 
-    /// Opens the wire server and DNS in every virtual network, now and whenever one is added; tasks run on `runtime`.
+    /// Opens the wire server and DNS in every virtual network, now and whenever one is added, and probes load balancers'
+    /// backends from the next apply on; tasks run on `runtime`.
     pub fn serve(&self, runtime: &tokio::runtime::Handle) {
         let mut state = self.state.lock();
         state.servers.run_on(runtime.clone());
+        state.probes.run_on(runtime.clone());
         state.serve_all();
+    }
+
+    /// Returns after a load balancer's backend went down or came back: apply the spec again then.
+    ///
+    /// # Cancel safety
+    /// A change that nobody waited for is told to the next caller.
+    pub async fn health_changed(&self) {
+        let changed = self.state.lock().probes.changed();
+        changed.notified().await;
+    }
+
+    /// What the probes of load balancers found last; empty while they do not run.
+    pub fn health(&self) -> Vec<Health> {
+        self.state.lock().probes.health()
     }
 
     /// Counters of the rules that drop, by virtual network (`edge` is the edge's, `host` the host's).
@@ -316,6 +337,8 @@ impl Fabric {
             let tables = [
                 (Family::Ip, VNET_TABLE),
                 (Family::Ip, SECURITY_TABLE),
+                (Family::Ip, BALANCER_TABLE),
+                (Family::Ip, OUTBOUND_TABLE),
                 (Family::Arp, NEIGHBOUR_TABLE),
             ];
             for (family, table) in tables.into_iter().chain(ip6) {

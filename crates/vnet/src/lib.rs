@@ -13,6 +13,7 @@ mod fabric;
 mod join;
 mod names;
 pub mod plan;
+mod probe;
 mod serve;
 mod teardown;
 
@@ -21,4 +22,6 @@ pub use error::Error;
 pub use fabric::{Fabric, Report};
 pub use names::{edge_pin, host_link, host_table, vnet_pin};
 pub use plan::{DENIED, ROGUE_DHCP, SPOOFED, SPOOFED_ARP, SPOOFED_ND, SPOOFED_RA, UNKNOWN_PEER};
+pub use plan::{FORGOTTEN, NO_ADDRESS, NOT_A_SOURCE};
+pub use probe::{Health, Target};
 pub use teardown::teardown;

@@ -101,6 +101,7 @@ async fn run(
         // Both branches only wake the loop, which looks at everything: nothing is lost by cancelling either.
         tokio::select! {
             () = changed.notified() => {}
+            () = config.fabric.health_changed() => {}
             // What others changed in the kernel meanwhile is found only by comparing everything.
             () = tokio::time::sleep(wait) => config.fabric.distrust(),
             () = shutdown.wait() => return,

@@ -38,9 +38,10 @@ mod security;
 mod spoofing;
 mod vnet;
 
-pub use balancer::{ended_addresses, ended_ways};
+pub use balancer::{FORGOTTEN, NOT_A_SOURCE, ended_addresses, ended_ways};
 pub use edge::{edge_side_mac, host_link_macs, plan_edge, plan_host, vnet_side_mac};
 pub use hosts::{UNKNOWN_PEER, VxlanPlan, vxlans};
+pub use outbound::NO_ADDRESS;
 pub use security::DENIED;
 pub use spoofing::{ROGUE_DHCP, SPOOFED, SPOOFED_ARP, SPOOFED_ND, SPOOFED_RA};
 pub use vnet::{peer_mac, plan_vnet, vnet_sysctls};

@@ -1,9 +1,11 @@
 //! Real traffic between fake machines on a host of their own.
 
+mod balancing;
 mod common;
 mod hosts;
 mod matrix;
 mod peering;
+mod public;
 mod routing;
 mod security;
 mod spoofing;
