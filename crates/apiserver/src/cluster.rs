@@ -235,7 +235,7 @@ impl Cluster {
                 clock,
                 dialer,
             });
-            Ok(cluster)
+            Ok::<_, Error>(cluster)
         });
         let cluster: Arc<Cluster> = opened.await.map_err(Error::Task)??;
         auth::bootstrap::ensure(&cluster).await.map_err(|source| Error::Store {
@@ -300,6 +300,16 @@ impl Cluster {
         self.pki
             .issue_serving(cn, &[], sans, ttl, &*self.clock)
             .map_err(|source| self.pki_error(source))
+    }
+
+    /// What a certificate signing request in PEM asks for; checks that it is signed with its own key.
+    pub fn read_certificate_request(pem: &[u8]) -> Result<crate::CertificateRequest, Error> {
+        Ok(crate::certificates::read(pem)?)
+    }
+
+    /// Signs a request in PEM with this cluster's CA. Whether it should be signed is the caller's to decide. Returns PEM.
+    pub fn sign_certificate_request(&self, pem: &[u8], usages: &[String], ttl: Duration) -> Result<String, Error> {
+        Ok(self.pki.sign_request(pem, usages, ttl, &*self.clock)?)
     }
 
     fn pki_error(&self, source: crate::pki::PkiError) -> Error {

@@ -10,6 +10,7 @@
 
 mod admission;
 mod auth;
+mod certificates;
 mod cluster;
 mod dialer;
 mod events;
@@ -38,6 +39,7 @@ use stdx::SharedClock;
 use store::Engine;
 
 pub use auth::UserInfo;
+pub use certificates::{CertificateRequest, RequestError};
 pub use cluster::{Cluster, ClusterConfig};
 pub use dialer::{DialTarget, Dialer, NoDialer, Stream, TcpDialer};
 pub use pki::PkiError;
@@ -73,6 +75,8 @@ pub enum Error {
     },
     #[error("opening the keys of cluster {cluster:?} failed")]
     Pki { cluster: String, source: PkiError },
+    #[error("the certificate signing request cannot be signed")]
+    Request(#[from] RequestError),
     #[error("opening the objects of cluster {cluster:?} failed")]
     Store { cluster: String, source: store::Error },
     #[error("removing {path:?} failed")]

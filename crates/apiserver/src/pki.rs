@@ -23,6 +23,7 @@ use stdx::Clock;
 
 use crate::admission::ServiceRange;
 use crate::auth::jwt::{SigningKey, TokenError};
+use crate::certificates::{self, RequestError};
 use crate::cluster::ClusterConfig;
 use crate::seal::{SealError, Sealer};
 
@@ -199,6 +200,17 @@ impl Pki {
             ExtendedKeyUsagePurpose::ClientAuth,
             clock,
         )
+    }
+
+    /// Signs a request in PEM (see [`crate::certificates::sign`]).
+    pub fn sign_request(
+        &self,
+        pem: &[u8],
+        usages: &[String],
+        ttl: Duration,
+        clock: &dyn Clock,
+    ) -> Result<String, RequestError> {
+        certificates::sign(pem, usages, ttl, &self.ca_pem, &self.issuer, clock)
     }
 
     /// A serving certificate: `(certificate, key)`, PEM.

@@ -13,6 +13,8 @@ pub enum Part {
     /// Everything but status, where status is a subresource.
     Main,
     Status,
+    /// The decision on a certificate signing request: its conditions.
+    Approval,
     /// `spec.finalizers` of a namespace.
     Finalize,
     /// A change by the server itself on behalf of a subresource (binding, scale, deletion): as given.
@@ -171,6 +173,17 @@ pub fn prepare_update(served: &Served, part: Part, old: &Value, new: &mut Value)
             if served.is("", "pods") {
                 keep_qos(old, new);
             }
+            if served.is("certificates.k8s.io", "certificatesigningrequests") {
+                // The decision is made through `approval` only.
+                keep_decision(old, new);
+            }
+        }
+        Part::Approval => {
+            let conditions = new["status"].get("conditions").cloned();
+            *new = old.clone();
+            if let Some(conditions) = conditions {
+                new["status"]["conditions"] = conditions;
+            }
         }
         Part::Finalize => {
             let finalizers = new["spec"].get("finalizers").cloned().unwrap_or_else(|| json!([]));
@@ -178,11 +191,31 @@ pub fn prepare_update(served: &Served, part: Part, old: &Value, new: &mut Value)
             new["spec"]["finalizers"] = finalizers;
         }
     }
-    if part == Part::Main && served.is("", "namespaces") {
-        // Spec finalizers change through `finalize` only.
+    let fixed = served.is("certificates.k8s.io", "certificatesigningrequests");
+    if part == Part::Main && (fixed || served.is("", "namespaces")) {
+        // Spec finalizers of a namespace change through `finalize` only; what was asked to be signed never changes.
         copy(old, new, "spec");
     }
     Ok(())
+}
+
+fn keep_decision(old: &Value, new: &mut Value) {
+    let decisions = |o: &Value| -> Vec<Value> {
+        let all = o["status"]["conditions"].as_array().into_iter().flatten();
+        all.filter(|c| c["type"] == "Approved" || c["type"] == "Denied")
+            .cloned()
+            .collect()
+    };
+    let kept = decisions(old);
+    if decisions(new) == kept {
+        return;
+    }
+    let mut conditions = new["status"]["conditions"].as_array().cloned().unwrap_or_default();
+    conditions.retain(|c| c["type"] != "Approved" && c["type"] != "Denied");
+    conditions.splice(0..0, kept);
+    if new["status"].is_object() {
+        new["status"]["conditions"] = conditions.into();
+    }
 }
 
 fn keep_qos(old: &Value, new: &mut Value) {

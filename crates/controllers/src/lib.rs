@@ -4,6 +4,7 @@
 //! resourceVersion preconditions. A restart, a lost event and a second run are the same code path. One process runs one
 //! set of controllers per cluster, so there are no leader leases.
 
+pub mod certificates;
 pub mod common;
 pub mod deployment;
 pub mod endpoints;
@@ -30,11 +31,13 @@ use stdx::{BackoffPolicy, RealClock, Rng, SharedClock, Shutdown};
 const DISCOVERY_RETRY: BackoffPolicy = BackoffPolicy::doubling(Duration::from_millis(50), Duration::from_secs(5));
 
 /// What the controllers need to know about their cluster.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct ControllerConfig {
     /// The CA that signed the API server's certificate, PEM; published as `kube-root-ca.crt` in every namespace. Empty:
     /// nothing is published.
     pub cluster_ca_pem: String,
+    /// Signs certificate requests. Absent: they are left alone.
+    pub signer: Option<Arc<dyn certificates::Signer>>,
     /// A node whose lease was not renewed for this long is unreachable.
     pub node_grace: Duration,
     /// Pods of a node that is gone for this long are deleted.
@@ -47,6 +50,7 @@ impl Default for ControllerConfig {
     fn default() -> Self {
         Self {
             cluster_ca_pem: String::new(),
+            signer: None,
             node_grace: Duration::from_secs(40),
             node_gone_grace: Duration::from_secs(40),
             clock: RealClock::shared(),
@@ -130,6 +134,14 @@ pub async fn run_all(client: Client, informers: Informers, config: ControllerCon
         if has(&["servicecidrs"]) {
             tasks.spawn(servicecidr::run(context.clone()));
         }
+    }
+    if let Some(signer) = context
+        .config
+        .signer
+        .clone()
+        .filter(|_| has(&["certificatesigningrequests"]))
+    {
+        tasks.spawn(certificates::run(context.clone(), signer));
     }
     if has(&["resourcequotas"]) {
         tasks.spawn(quota::run(context.clone()));

@@ -21,6 +21,7 @@ mod process;
 mod pull;
 mod recipe;
 mod server;
+mod signer;
 mod status;
 mod up;
 mod virtual_nodes;

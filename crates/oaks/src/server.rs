@@ -115,9 +115,10 @@ fn home_config(settings: &Settings) -> ClusterConfig {
 }
 
 /// The built-in controllers of one cluster.
-pub fn start_controllers(cluster: &Cluster, client: &Client, informers: &Informers, shutdown: Shutdown) {
+pub fn start_controllers(cluster: &Arc<Cluster>, client: &Client, informers: &Informers, shutdown: Shutdown) {
     let config = controllers::ControllerConfig {
         cluster_ca_pem: cluster.ca_pem().to_owned(),
+        signer: Some(Arc::new(crate::signer::ClusterSigner(cluster.clone()))),
         ..Default::default()
     };
     tokio::spawn(controllers::run_all(

@@ -38,6 +38,11 @@ pub(super) const SERVED: &[(&str, &str, &[&str])] = &[
     ("authorization.k8s.io", "selfsubjectaccessreviews", &[]),
     ("authorization.k8s.io", "selfsubjectrulesreviews", &[]),
     ("authorization.k8s.io", "subjectaccessreviews", &[]),
+    (
+        "certificates.k8s.io",
+        "certificatesigningrequests",
+        &["approval", "status"],
+    ),
     ("coordination.k8s.io", "leases", &[]),
     ("discovery.k8s.io", "endpointslices", &[]),
     ("events.k8s.io", "events", &[]),

@@ -5,6 +5,7 @@
 //! written in the same transaction as the object, so two objects never get the same one.
 
 pub mod addresses;
+mod certificates;
 mod class;
 mod limit_range;
 mod namespace;
@@ -83,6 +84,9 @@ impl Claims {
 /// Completes an object, or refuses what cannot be completed.
 pub fn mutate(cx: &Context, operation: Operation, old: Option<&Value>, new: &mut Value) -> Result<(), Status> {
     namespace::check_creation(cx, operation, new)?;
+    if certificates::is(cx) {
+        certificates::complete(cx, operation, old, new);
+    }
     match (operation, cx.served.info.group.as_str(), cx.served.info.plural.as_str()) {
         (Operation::Create, "", "pods") => {
             limit_range::fill(cx, new);
@@ -103,6 +107,7 @@ pub fn validate(cx: &Context, operation: Operation, old: Option<&Value>, new: &V
     limit_range::check(cx, operation, new)?;
     rbac::check(cx, operation, old, new)?;
     class::check(cx, operation, new)?;
+    certificates::check(cx, operation, old, new)?;
     node::restrict(cx, operation, old, new)
 }
 

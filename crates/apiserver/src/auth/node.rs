@@ -113,6 +113,11 @@ pub fn authorize(cluster: &Cluster, user: &UserInfo, a: &Attributes) -> Decision
             }
         }
         ("" | "events.k8s.io", "events", "") if matches!(a.verb.as_str(), "create" | "update" | "patch") => allow(),
+        ("certificates.k8s.io", "certificatesigningrequests", "")
+            if matches!(a.verb.as_str(), "create" | "get" | "list" | "watch") =>
+        {
+            allow()
+        }
         ("authentication.k8s.io", "tokenreviews", "") | ("authorization.k8s.io", "subjectaccessreviews", "")
             if a.verb == "create" =>
         {

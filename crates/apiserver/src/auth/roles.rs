@@ -6,6 +6,7 @@
 use serde_json::{Value, json};
 
 pub const RBAC: &str = "rbac.authorization.k8s.io";
+const CERTIFICATES: &str = "certificates.k8s.io";
 const READ: [&str; 3] = ["get", "list", "watch"];
 const WRITE: [&str; 5] = ["create", "delete", "deletecollection", "patch", "update"];
 
@@ -116,6 +117,37 @@ pub fn cluster_roles() -> Vec<(String, Value, Value, Value)> {
                 &["*"],
             ),
         ],
+    );
+    for (name, subresource) in [("nodeclient", "nodeclient"), ("selfnodeclient", "selfnodeclient")] {
+        add(
+            &format!("system:certificates.k8s.io:certificatesigningrequests:{name}"),
+            vec![rule(
+                &[CERTIFICATES],
+                &[&format!("certificatesigningrequests/{subresource}")],
+                &["create"],
+            )],
+        );
+    }
+    for (name, signer) in [
+        ("kube-apiserver-client-approver", "kubernetes.io/kube-apiserver-client"),
+        (
+            "kube-apiserver-client-kubelet-approver",
+            "kubernetes.io/kube-apiserver-client-kubelet",
+        ),
+        ("kubelet-serving-approver", "kubernetes.io/kubelet-serving"),
+        ("legacy-unknown-approver", "kubernetes.io/legacy-unknown"),
+    ] {
+        let mut approve = rule(&[CERTIFICATES], &["signers"], &["approve"]);
+        approve["resourceNames"] = json!([signer]);
+        add(&format!("system:certificates.k8s.io:{name}"), vec![approve]);
+    }
+    add(
+        "system:node-bootstrapper",
+        vec![rule(
+            &[CERTIFICATES],
+            &["certificatesigningrequests"],
+            &["create", "get", "list", "watch"],
+        )],
     );
     // Rights of nodes come from the node authorizer; the role exists because charts refer to it.
     add("system:node", vec![]);

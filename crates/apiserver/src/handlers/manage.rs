@@ -181,7 +181,7 @@ pub async fn patch(cx: &Context, body: Body, part: Part) -> Result<Response<Body
     let output = cx.output(true)?;
     let (mut config, warnings) = config(cx, &cx.served.info.gvk, body).await?;
     write::agree_on_namespace(cx, &mut config)?;
-    if part == Part::Status {
+    if matches!(part, Part::Status | Part::Approval) {
         config = status_only(&config);
     }
     let (code, object) = apply(cx, part, &config).await?;

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use apiserver::{ApiServer, ApiServerConfig, Cluster, ClusterConfig, NoDialer, UserInfo};
 use controllers::ControllerConfig;
+use controllers::certificates::{Asked, Signer};
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Event, Node, Pod};
@@ -66,6 +67,7 @@ impl World {
             .unwrap();
         let config = ControllerConfig {
             cluster_ca_pem: cluster.ca_pem().to_owned(),
+            signer: Some(Arc::new(ClusterSigner(cluster.clone()))),
             node_grace,
             node_gone_grace: Duration::from_millis(200),
             ..ControllerConfig::default()
@@ -283,6 +285,26 @@ impl World {
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
+    }
+}
+
+/// The CA of the cluster, as the platform gives it to the controllers.
+struct ClusterSigner(Arc<Cluster>);
+
+impl Signer for ClusterSigner {
+    fn read(&self, pem: &[u8]) -> Result<Asked, String> {
+        let request = Cluster::read_certificate_request(pem).map_err(|e| stdx::chain(&e).to_string())?;
+        Ok(Asked {
+            hosts: request.dns_names.len() + request.ip_addresses.len(),
+            others: request.emails.len() + request.uris.len(),
+            common_name: request.common_name,
+            organizations: request.organizations,
+        })
+    }
+
+    fn sign(&self, pem: &[u8], usages: &[String], ttl: Duration) -> Result<String, String> {
+        let signed = self.0.sign_certificate_request(pem, usages, ttl);
+        signed.map_err(|e| stdx::chain(&e).to_string())
     }
 }
 

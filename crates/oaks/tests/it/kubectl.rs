@@ -60,6 +60,15 @@ spec:
     spec: { terminationGracePeriodSeconds: 0, containers: [{ name: box, image: "box:1" }] }
 "#;
 
+/// A request for a certificate of alice in group dev, PEM in base64; its key is of no use to anybody.
+const REQUEST: &str = concat!(
+    "LS0tLS1CRUdJTiBDRVJUSUZJQ0FURSBSRVFVRVNULS0tLS0KTUlIWk1JR0FBZ0VBTUI0eEREQUtCZ05WQkFvTUEyUmxkakVPTUF3",
+    "R0ExVUVBd3dGWVd4cFkyVXdXVEFUQmdjcQpoa2pPUFFJQkJnZ3Foa2pPUFFNQkJ3TkNBQVJyWDU2cXV2UXpmdGVFOWIweTByOTRI",
+    "QisrU1NMTHV5ekRHeTNJCnloZzk1VUJmcHdxVWR4TENjbS8zblZJZi9RY1BlVVRIbkw5eDZBUjZEWXh3NXRxU29BQXdDZ1lJS29a",
+    "SXpqMEUKQXdJRFNBQXdSUUlnTzhJaUhTNkpXcWtZKzFQYlVNQmhiVGFjY28yZ2lNOXhPbW94cHZDd3poSUNJUURidW9OLwpPODdu",
+    "UC9RR3RmSGVXUTdqamRjM0xLL1BMb3pRZDdWVnQ0S0hDZz09Ci0tLS0tRU5EIENFUlRJRklDQVRFIFJFUVVFU1QtLS0tLQo=",
+);
+
 struct Kubectl<'a> {
     i: &'a Instance,
     program: PathBuf,
@@ -122,6 +131,7 @@ fn the_oldest_and_the_newest_kubectl() -> Result<()> {
     manifests(&i, &[&old, &new])?;
     work(&i, &old, &new)?;
     nowhere_to_run(&i, &old, &new)?;
+    certificates(&i, &old, &new)?;
     for k in [&old, &new] {
         k.run("get pods,deployments,nodes -o wide")?;
     }
@@ -211,6 +221,28 @@ fn follows(k: &Kubectl<'_>) -> Result<()> {
         "kubectl {} logs -f printed {lines:?}",
         k.version
     );
+    Ok(())
+}
+
+/// `kubectl certificate approve` leads to a certificate, `deny` to none.
+fn certificates(i: &Instance, old: &Kubectl<'_>, new: &Kubectl<'_>) -> Result<()> {
+    for name in ["yes", "no"] {
+        let request = format!(
+            "apiVersion: certificates.k8s.io/v1\nkind: CertificateSigningRequest\nmetadata: {{ name: \"{name}\" }}\nspec:\n  \
+             request: {REQUEST}\n  signerName: kubernetes.io/kube-apiserver-client\n  usages: [client auth]\n"
+        );
+        new.applies(&i.file("request.yaml", &request)?, " created")?;
+    }
+    old.run("certificate approve yes")?;
+    new.run("certificate deny no")?;
+    testkit::eventually("the certificate", 20, || {
+        let said = new.run("get csr yes no --no-headers")?;
+        ensure!(said.contains("Approved,Issued") && said.contains("Denied"), "{said}");
+        Ok::<_, anyhow::Error>(())
+    })?;
+    let issued = new.run("get csr yes -o jsonpath={.status.certificate}")?;
+    ensure!(issued.len() > 400, "{issued:?} is no certificate");
+    new.run("delete csr yes no")?;
     Ok(())
 }
 
