@@ -92,6 +92,9 @@ pub enum Verb {
     Server(UpArgs),
     /// Run the host agent in the foreground (started by `up`).
     Host(UpArgs),
+    /// Start server and host agent again when they end (started by `up`).
+    #[command(hide = true)]
+    Keeper(UpArgs),
     /// Run a node inside a machine (started by its init).
     #[command(hide = true)]
     Node {
@@ -302,6 +305,7 @@ pub fn run() -> Result<()> {
         Verb::Bench { image, json } => block_on(crate::bench::run(&settings(None)?, image, *json)),
         Verb::Server(args) => service(crate::server::run(&settings(Some(args))?)),
         Verb::Host(args) => service(crate::host::run(&settings(Some(args))?)),
+        Verb::Keeper(args) => crate::keeper::run(&settings(Some(args))?),
         Verb::Node { config } => service(crate::node::run(config)),
         Verb::MachineBoot => machine_boot(),
     }

@@ -21,7 +21,8 @@ pub fn run(paths: &Paths, purge: bool) -> Result<()> {
         }
     };
 
-    for name in ["server", "host", crate::engine::SUPERVISOR] {
+    crate::keeper::forbid(paths);
+    for name in [crate::keeper::KEEPER, "server", "host", crate::engine::SUPERVISOR] {
         match process::stop(paths, name, Duration::from_secs(10)) {
             Ok(true) => steps.say(&format!("{name} stopped")),
             Ok(false) => {}

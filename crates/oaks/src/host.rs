@@ -19,7 +19,7 @@ use crate::{
     down::cgroup_name,
     engine,
     group_nics::GroupNics,
-    pull,
+    keeper, pull,
     server::stop_on_signal,
     up, virtual_nodes,
 };
@@ -117,6 +117,7 @@ pub async fn run(settings: &Settings) -> Result<()> {
             .context("opening the engine of container groups")?,
     );
     engine::keep_supervisor(settings.clone(), binaries, shutdown.clone());
+    keeper::watch(settings.clone(), shutdown.clone());
     pull::serve(&pull_socket, groups_engine.clone(), shutdown.clone()).await?;
     up::mark_ready(
         &paths.run,

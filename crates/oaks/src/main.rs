@@ -13,6 +13,7 @@ mod engine;
 mod group_nics;
 mod host;
 mod image;
+mod keeper;
 mod kubeconfig;
 mod kubeconfig_verbs;
 mod node;

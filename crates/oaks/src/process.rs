@@ -99,6 +99,29 @@ pub fn signal(pid: i32, signal: Signal) {
     }
 }
 
+/// Waits until one of the processes has ended, at most `timeout`; those of ours are reaped.
+pub fn wait_any_gone(pids: &[i32], timeout: Duration) {
+    let raw: Vec<Pid> = pids.iter().filter_map(|p| Pid::from_raw(*p)).collect();
+    let open: Vec<_> = raw
+        .iter()
+        .filter_map(|p| rustix::process::pidfd_open(*p, PidfdFlags::empty()).ok())
+        .collect();
+    if open.len() == pids.len() {
+        let mut fds: Vec<_> = open
+            .iter()
+            .map(|fd| rustix::event::PollFd::new(fd, rustix::event::PollFlags::IN))
+            .collect();
+        let ts = rustix::event::Timespec {
+            tv_sec: timeout.as_secs() as i64,
+            tv_nsec: i64::from(timeout.subsec_nanos()),
+        };
+        let _ = rustix::event::poll(&mut fds, Some(&ts));
+    }
+    for pid in raw {
+        let _ = rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::NOHANG);
+    }
+}
+
 /// Waits until the process has ended (a zombie of ours counts as ended and is reaped).
 pub fn wait_gone(pid: i32, timeout: Duration) -> bool {
     let Some(raw) = Pid::from_raw(pid) else { return true };

@@ -29,7 +29,7 @@ pub fn run(settings: &Settings, output: Output) -> Result<()> {
 }
 
 fn collect(paths: &Paths) -> Value {
-    let processes: Vec<Value> = ["server", "host"]
+    let processes: Vec<Value> = ["server", "host", crate::keeper::KEEPER]
         .iter()
         .map(|name| {
             let found = process::find(paths, name);

@@ -10,7 +10,11 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::{cli::Settings, process};
+use crate::{
+    cli::Settings,
+    keeper::{self, StartLock},
+    process,
+};
 
 /// How long a process may take to become ready before `up` gives up.
 const READY_S: u64 = 60;
@@ -48,6 +52,11 @@ impl Steps {
 pub fn run(settings: &Settings) -> Result<()> {
     let steps = Steps::default();
     let paths = &settings.paths;
+    let lock = match paths.run.exists() {
+        // Whoever starts something right now is waited for.
+        true => Some(StartLock::take(paths)?),
+        false => None,
+    };
     let (server, host) = (process::find(paths, "server"), process::find(paths, "host"));
     if let (Some(server), Some(host)) = (server, host) {
         bail!(
@@ -61,6 +70,8 @@ pub fn run(settings: &Settings) -> Result<()> {
     machines::tree::Binaries::beside(&std::env::current_exe()?, settings.libexec.as_deref())?;
     fs::create_dir_all(&paths.data).with_context(|| format!("creating {}", paths.data.display()))?;
     fs::create_dir_all(&paths.run).with_context(|| format!("creating {}", paths.run.display()))?;
+    let _lock = lock.map_or_else(|| StartLock::take(paths), Ok)?;
+    keeper::allow(paths);
 
     match server {
         Some(s) => steps.say(&format!("server adopted (pid {})", s.pid)),
@@ -90,6 +101,7 @@ pub fn run(settings: &Settings) -> Result<()> {
             ));
         }
     }
+    keeper::start(settings)?;
     println!("\nOaks is up. Next:");
     if let Some(dir) = off_path(&std::env::current_exe()?, std::env::var_os("PATH").as_deref()) {
         steps.next(&format!("export PATH={}:$PATH", dir.display()));
@@ -109,7 +121,7 @@ fn off_path(program: &Path, path: Option<&std::ffi::OsStr>) -> Option<std::path:
 }
 
 /// Starts a process and waits for its ready file; an early end shows the tail of its log.
-fn launch(settings: &Settings, name: &str) -> Result<()> {
+pub fn launch(settings: &Settings, name: &str) -> Result<()> {
     let paths = &settings.paths;
     let ready = paths.run.join(format!("{name}.ready"));
     let _ = fs::remove_file(&ready);

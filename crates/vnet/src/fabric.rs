@@ -20,8 +20,8 @@ use crate::join::{
     join_host, join_hosts, join_peers, join_vnet, part_peers, part_strangers, remember_uplink, unplug_strangers,
 };
 use crate::names::{
-    BALANCER_TABLE, EDGE_LINK, EDGE_TABLE, NEIGHBOUR_TABLE, OUTBOUND_TABLE, SECURITY_TABLE, VNET_TABLE, edge_pin,
-    host_link, host_table, nic_link, pins, vnet_of_pin, vnet_pin,
+    BALANCER_TABLE, EDGE_LINK, EDGE_TABLE, HOSTS_TABLE, NEIGHBOUR_TABLE, OUTBOUND_TABLE, SECURITY_TABLE, VNET_TABLE,
+    edge_pin, host_link, host_table, nic_link, pins, vnet_of_pin, vnet_pin,
 };
 use crate::plan::{
     NamespacePlan, Transit, assign_slots, ended_addresses, ended_ways, plan_edge, plan_host, plan_vnet, vnet_sysctls,
@@ -339,6 +339,7 @@ impl Fabric {
                 (Family::Ip, SECURITY_TABLE),
                 (Family::Ip, BALANCER_TABLE),
                 (Family::Ip, OUTBOUND_TABLE),
+                (Family::Ip, HOSTS_TABLE),
                 (Family::Arp, NEIGHBOUR_TABLE),
             ];
             for (family, table) in tables.into_iter().chain(ip6) {

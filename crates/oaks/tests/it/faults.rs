@@ -251,7 +251,10 @@ fn kills_one_by_one_and_all_at_once() -> Result<()> {
     node_agent_killed(&town)?;
     machine_killed(&town)?;
     supervisor_killed(&town)?;
+    host_killed(&town)?;
+    keeper_killed(&town)?;
     both_killed(&town)?;
+    all_agents_killed(&town)?;
     rebooted(&town)?;
     testkit::eventually("interfaces that nobody uses go", 20, || {
         let now = town.interfaces()?;
@@ -322,11 +325,52 @@ fn supervisor_killed(town: &Town) -> Result<()> {
     town.settled("after the supervisor was killed")
 }
 
+/// The host agent is started again without anybody asking, and the names of container groups are answered again.
+fn host_killed(town: &Town) -> Result<()> {
+    let containers = town.containers()?;
+    let name = || {
+        let look = ["/bin/busybox", "nslookup", "web.default.svc.cluster.local"];
+        town.kubectl(&[&["exec", "deploy/group", "--"], &look[..]].concat())
+    };
+    name().context("before")?;
+    town.kill_and_wait(&[town.pid("host")?])?;
+    testkit::eventually("names of container groups are answered again", 30, name)?;
+    town.settled("after the host agent was killed")?;
+    let now = town.containers()?;
+    ensure!(now == containers, "containers changed: {containers:?} to {now:?}");
+    Ok(())
+}
+
+/// Who starts the others again is started again itself.
+fn keeper_killed(town: &Town) -> Result<()> {
+    let pid = town.pid("keeper")?;
+    town.kill_and_wait(&[pid])?;
+    testkit::eventually("the keeper comes back", 20, || {
+        let now = town.pid("keeper")?;
+        ensure!(now != pid, "still {now}");
+        town.i.run(&["status"])
+    })?;
+    let refused = town.i.fails(&["up"])?;
+    ensure!(refused.contains("already up"), "{refused}");
+    Ok(())
+}
+
 fn both_killed(town: &Town) -> Result<()> {
     let containers = town.containers()?;
     town.kill_and_wait(&[town.pid("server")?, town.pid("host")?])?;
-    town.up()?;
+    testkit::eventually("server and host agent come back", 60, || town.i.run(&["status"]))?;
     town.settled("after server and host agent were killed at once")?;
+    let now = town.containers()?;
+    ensure!(now == containers, "containers changed: {containers:?} to {now:?}");
+    Ok(())
+}
+
+/// With the keeper killed along nobody starts anything, until `up`.
+fn all_agents_killed(town: &Town) -> Result<()> {
+    let containers = town.containers()?;
+    town.kill_and_wait(&[town.pid("keeper")?, town.pid("server")?, town.pid("host")?])?;
+    town.up()?;
+    town.settled("after server, host agent and keeper were killed at once")?;
     let now = town.containers()?;
     ensure!(now == containers, "containers changed: {containers:?} to {now:?}");
     Ok(())

@@ -11,6 +11,9 @@
 //! A packet between peers crosses the peering on the host of the greater key's NIC, in both directions: each namespace on
 //! the way sees all of the flow. Filters stand at NICs, so each is applied once, by the NIC's own host.
 //!
+//! The platform's own connections (168.63.129.16) travel under an address of their host and are 168.63.129.16 again where they
+//! arrive, so that a NIC's host lets them by as its own.
+//!
 //! Who comes from outside the network (through a frontend of another host, say) is answered by way of the host that he came
 //! through: the connection keeps that host's number in its mark, and answers look up that host's table.
 
@@ -22,9 +25,9 @@ use linux::netlink::RouteKind;
 use linux::nft::{
     CT_NEW, Chain, ChainKind, Datum, Element, Family, Field, HookPoint, NatTarget, Rule, Set, Statement, Table,
 };
-use vnet_model::Mac;
 use vnet_model::fabric::{FabricSpec, VnetSpec};
 use vnet_model::underlay::{EDGE_VNI, RemoteHostSpec, UnderlaySpec, vxlan_mac};
+use vnet_model::{Mac, WIRE_SERVER};
 
 use super::{NamespacePlan, PlannedForwarding, PlannedRoute, PlannedRule};
 use crate::names::{HOSTS_TABLE, VXLAN_LINK};
@@ -88,8 +91,9 @@ pub fn elsewhere(spec: &FabricSpec, vnet: &VnetSpec, plan: &mut NamespacePlan) -
     plan.address(VXLAN_LINK, Ipv4Net::from(own));
     neighbours(plan, vni, underlay);
     for host in &underlay.hosts {
-        let far = Ipv4Net::from(link_address(host.number));
-        plan.route_via(far, VXLAN_LINK, host.address, Some(own));
+        for far in [link_address(host.number), platform_address(host.number)] {
+            plan.route_via(Ipv4Net::from(far), VXLAN_LINK, host.address, Some(own));
+        }
     }
     for (address, host) in remote_addresses(spec, vnet) {
         if let Some(host) = underlay.host(host) {
@@ -97,16 +101,39 @@ pub fn elsewhere(spec: &FabricSpec, vnet: &VnetSpec, plan: &mut NamespacePlan) -
         }
     }
     way_back(vnet, underlay, plan, &mut table);
-    // Transit addresses mean something else on the next host.
+    // Transit addresses and the platform's mean something else on the next host.
     table.chains.push(Chain::base(
         "abroad",
         ChainKind::Nat,
         HookPoint::Postrouting,
         99,
+        [
+            Rule::new()
+                .saddr(WIRE_SERVER)
+                .oifname(VXLAN_LINK)
+                .snat(NatTarget::to(platform_address(underlay.number), None)),
+            Rule::new()
+                .saddr(spec.edge.transit)
+                .oifname(VXLAN_LINK)
+                .snat(NatTarget::to(own, None)),
+            Rule::new()
+                .iifname(VXLAN_LINK)
+                .saddr(platform_range())
+                .snat(NatTarget::to(WIRE_SERVER, None)),
+        ],
+    ));
+    // A NIC that forwards may send with any other source.
+    table.chains.push(Chain::base(
+        "forged",
+        ChainKind::Filter,
+        HookPoint::Prerouting,
+        -151,
         [Rule::new()
-            .saddr(spec.edge.transit)
-            .oifname(VXLAN_LINK)
-            .snat(NatTarget::to(own, None))],
+            .is_not(Field::Iifname, Datum::IfName(VXLAN_LINK.to_owned()))
+            .saddr(platform_range())
+            .counter()
+            .drop()
+            .comment(super::spoofing::SPOOFED)],
     ));
     table
 }
@@ -194,6 +221,17 @@ fn way_back(vnet: &VnetSpec, underlay: &UnderlaySpec, plan: &mut NamespacePlan, 
 fn link_address(number: u16) -> Ipv4Addr {
     let [high, low] = number.to_be_bytes();
     Ipv4Addr::new(169, 254, 240 | high, low)
+}
+
+/// What the platform's connections from a host come from between hosts.
+fn platform_address(number: u16) -> Ipv4Addr {
+    let [high, low] = number.to_be_bytes();
+    Ipv4Addr::new(169, 254, 224 | high, low)
+}
+
+/// All of [`platform_address`]es.
+pub fn platform_range() -> Ipv4Net {
+    Ipv4Net::new_assert(Ipv4Addr::new(169, 254, 224, 0), 20)
 }
 
 /// Adds to the edge's plan the way to the public addresses that stand in other hosts' edges. Returns what `sources` may

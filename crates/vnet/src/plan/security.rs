@@ -26,7 +26,7 @@ use vnet_model::fabric::{NicSpec, SecurityGroupSpec, VnetSpec};
 use vnet_model::instance::METADATA_SERVICE;
 use vnet_model::nsg::{Access, Direction, Peers, PlatformService, SecurityRule, default_rules};
 
-use crate::names::{SECURITY_TABLE, nic_link};
+use crate::names::{SECURITY_TABLE, VXLAN_LINK, nic_link};
 
 /// Comment of the counting rule for flows that a security group denies.
 pub const DENIED: &str = "denied by a security group";
@@ -126,6 +126,11 @@ pub fn security(vnet: &VnetSpec) -> Table {
         HookPoint::Forward,
         10,
         vec![
+            // The platform on another host.
+            Rule::new()
+                .iifname(VXLAN_LINK)
+                .saddr(super::hosts::platform_range())
+                .accept(),
             outbound(Rule::new().not_in_set([Field::CtOriginalIpDaddr], FRONTENDS)),
             Rule::new().vmap([Field::Oifname], word(Direction::Inbound)),
         ],

@@ -418,6 +418,41 @@ fn security_groups_are_enforced_once_at_the_nics_own_host() {
 }
 
 #[test]
+fn the_platform_reaches_machines_of_other_hosts_as_its_own() {
+    on_a_host(|| {
+        let nodes = hosts(&["a", "b"]);
+        let mut forwarder = on("a", nic("m1", "10.1.0.4"));
+        forwarder.ip_forwarding = true;
+        let mut v = vnet("v", &[forwarder, on("b", nic("m2", "10.1.0.5"))]);
+        v.security_groups = vec![SecurityGroupSpec {
+            key: "closed".into(),
+            rules: deny_all(),
+        }];
+        v.subnets[0].security_group = Some("closed".into());
+        let spec = whole(&nodes, &[v]);
+        let [a, b] = [0, 1].map(|n| nodes[n].start(&spec));
+        let (m1, m2) = (Machine::boot(&a, "m1"), Machine::boot(&b, "m2"));
+        m2.echo_callers(80);
+        for fabric in [&a, &b] {
+            let to = "10.1.0.5:80".parse().unwrap();
+            let mut answer = String::new();
+            let mut stream = fabric.dial("v", to, Duration::from_secs(3)).unwrap();
+            stream.read_to_string(&mut answer).unwrap();
+            assert_eq!(answer, "168.63.129.16");
+        }
+        // Nobody else passes for it: not even one who may forward for others.
+        m1.ip(&["addr", "add", "169.254.224.1/32", "dev", "lo"]);
+        m1.run(|| {
+            UdpSocket::bind("169.254.224.1:0")
+                .unwrap()
+                .send_to(b"x", "10.1.0.5:9")
+                .unwrap()
+        });
+        wait_for("the false platform to be dropped", || dropped(&a, SPOOFED) == 1);
+    });
+}
+
+#[test]
 fn peers_meet_across_hosts_in_both_directions() {
     on_a_host(|| {
         let nodes = hosts(&["a", "b"]);
