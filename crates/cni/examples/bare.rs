@@ -7,8 +7,8 @@ use std::{net::IpAddr, os::fd::AsFd, path::Path};
 
 use ipnet::{IpNet, Ipv4Net};
 use linux::{
-    netlink::{Address, BridgePort, Mac, Neighbour, Request, Route, RouteEntry, Veth, VethPeer},
-    netns,
+    netlink::{Address, BridgePort, Ipv4Conf, Mac, Neighbour, Request, Route, RouteEntry, Veth, VethPeer},
+    netns::{self, NetNs},
 };
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
@@ -42,9 +42,9 @@ fn neighbour(link: u32, address: IpAddr, mac: Mac) -> Neighbour {
 }
 
 fn add(mode: &str, path: &str, link: &str, address: IpAddr, number: u16) -> Outcome {
-    let ns = netns::open(Path::new(path))?;
+    let (ns, home) = (netns::open(Path::new(path))?, NetNs::current()?);
     let mut host = Route::open()?;
-    let mut pod = Route::open_in(&ns)?;
+    let mut pod = Route::visit(&ns, &home)?;
     let bridge = if mode == "bridge" {
         Some(host.need_link(BRIDGE)?.index)
     } else {
@@ -63,12 +63,14 @@ fn add(mode: &str, path: &str, link: &str, address: IpAddr, number: u16) -> Outc
         },
     };
     let create = Request::create_veth(&veth);
-    host.run(match bridge {
+    let made = host.create(match bridge {
         Some(bridge) => create.on_bridge(bridge),
         None => create,
     })?;
-    let outer = host.need_link(link)?.index;
-    let inner = pod.need_link("eth0")?.index;
+    let (outer, inner) = match made.and_then(|l| Some((l.index, l.peer_index?))) {
+        Some(both) => both,
+        None => (host.need_link(link)?.index, pod.need_link("eth0")?.index),
+    };
     let (gateway, mac, prefix): (IpAddr, Mac, u8) = match bridge {
         Some(_) => ("10.77.0.1".parse()?, BRIDGE_MAC, 16),
         None => ("169.254.1.1".parse()?, [0xaa; 6], 32),
@@ -84,12 +86,17 @@ fn add(mode: &str, path: &str, link: &str, address: IpAddr, number: u16) -> Outc
         Request::add_neighbour(&neighbour(inner, gateway, mac)),
         Request::add_route(&RouteEntry::via_gateway(Ipv4Net::default(), inner, gateway)),
     ])?;
-    let port = BridgePort {
-        hairpin: true,
-        isolated: false,
-    };
-    let mut outside = vec![Request::set_alias(outer, "bare")];
-    outside.extend(bridge.map(|_| Request::set_bridge_port(outer, port)));
+    let change = Request::change_link(outer).alias("bare");
+    let mut outside = vec![match bridge {
+        Some(_) => change.bridge_port(BridgePort {
+            hairpin: true,
+            isolated: false,
+        }),
+        None => change.ipv4_conf(Ipv4Conf {
+            forwarding: Some(true),
+            proxy_arp: Some(true),
+        }),
+    }];
     let at = bridge.unwrap_or(outer);
     outside.push(Request::add_neighbour(&neighbour(at, address, pod_mac(number))));
     outside.push(Request::add_route(&RouteEntry::via_link(IpNet::from(address), at)));

@@ -19,21 +19,23 @@
 use std::{
     collections::BTreeSet,
     net::{IpAddr, Ipv4Addr},
+    os::fd::AsFd,
 };
 
 use ipnet::IpNet;
 use linux::{
     netlink::{
-        self, Address, BridgePort, Link, Mac, Neighbour, PolicyRule, Request, Route, RouteEntry, Veth, VethPeer,
+        self, Address, BridgePort, Link, Mac, Neighbour, Request, Route, RouteEntry, RoutingRule, Veth, VethPeer,
     },
-    netns::NetNs,
     nft::{self, CT_STATUS_DNAT, Chain, ChainKind, Datum, Family, Field, HookPoint, Nft, Rule, Statement, Table},
     sysctl,
 };
-use sha2::{Digest, Sha256};
 
 use crate::{
-    links::{Attached, KernelError, Owner, Plan, default_route, differs, doing, forget, loopback_up, remove_link, set},
+    links::{
+        Attached, Ends, KernelError, Owner, Plan, Prepared, default_route, differs, doing, forget, forward_from,
+        permanent, set,
+    },
     steps,
     transparent::HOST_MAC,
 };
@@ -66,11 +68,12 @@ impl Bridge {
         }
     }
 
-    fn rule(&self) -> PolicyRule {
+    fn rule(&self) -> RoutingRule {
         let [a, b] = hash(&self.name);
-        PolicyRule {
+        RoutingRule {
+            v6: false,
             priority: RULE_PRIORITY,
-            iif: self.name.clone(),
+            iif: Some(self.name.clone()),
             mark: Some((0, STRAIGHT_MARK)),
             table: TABLE_FIRST | u32::from(a) << 8 | u32::from(b),
         }
@@ -84,7 +87,7 @@ const PORT: BridgePort = BridgePort {
 };
 
 fn hash<const N: usize>(name: &str) -> [u8; N] {
-    let digest = Sha256::digest(format!("azure-vnet bridge {name}"));
+    let digest = hmac_sha256::Hash::hash(format!("azure-vnet bridge {name}").as_bytes());
     std::array::from_fn(|i| digest[i])
 }
 
@@ -99,18 +102,25 @@ fn is_ours(link: &Link) -> bool {
     link.kind.as_deref() == Some("bridge") && link.mac == Some(mac(&link.name))
 }
 
+/// Alias of a bridge of which everything is set that is not a pod's.
+const READY: &str = "azure-vnet bridge";
+
 /// Makes the bridge unless it is there, and everything of it that is not a pod's.
 fn ensure(host: &mut Route, bridge: &Bridge, plan: &Plan) -> Result<u32, KernelError> {
     let name = &bridge.name;
-    if host.link(name).map_err(doing(format!("looking for {name}")))?.is_none() {
-        match host.run(Request::create_bridge(name, mac(name), Some(plan.mtu))) {
-            // Another ADD was faster.
-            Err(e) if e.errno() == Some(libc::EEXIST) => {}
-            other => other.map_err(doing(format!("making bridge {name}")))?,
+    let looking = || format!("looking for {name}");
+    let link = match host.link(name).map_err(doing(looking()))? {
+        Some(link) => link,
+        None => {
+            match host.run(Request::create_bridge(name, mac(name), Some(plan.mtu))) {
+                // Another ADD was faster.
+                Err(e) if e.errno() == Some(libc::EEXIST) => {}
+                other => other.map_err(doing(format!("making bridge {name}")))?,
+            }
+            host.need_link(name).map_err(doing(looking()))?
         }
-    }
+    };
     steps::reached("bridge-made");
-    let link = host.need_link(name).map_err(doing(format!("looking for {name}")))?;
     if !is_ours(&link) {
         return Err(KernelError::ForeignBridge {
             link: name.clone(),
@@ -122,10 +132,23 @@ fn ensure(host: &mut Route, bridge: &Bridge, plan: &Plan) -> Result<u32, KernelE
         host.run(Request::set_up(link.index, true))
             .map_err(doing(format!("bringing up {name}")))?;
     }
+    forward_from(&plan.master)?;
+    if link.alias.as_deref() != Some(READY) {
+        settings(name)?;
+        host.run(Request::set_alias(link.index, READY))
+            .map_err(doing(format!("naming {name}")))?;
+    }
+    steps::reached("bridge-set");
+    if bridge.tunnel {
+        tunnel(host, bridge, plan)?;
+    }
+    Ok(link.index)
+}
+
+fn settings(name: &str) -> Result<(), KernelError> {
     for (key, value) in [("forwarding", "1"), ("proxy_arp", "1"), ("send_redirects", "0")] {
         set(name, key, value)?;
     }
-    set(&plan.master.name, "forwarding", "1")?;
     let plain = |key: String, value: &str| {
         sysctl::set(&key, value)
             .map(drop)
@@ -141,11 +164,7 @@ fn ensure(host: &mut Route, bridge: &Bridge, plan: &Plan) -> Result<u32, KernelE
     if sysctl::get(&v6).is_ok() {
         plain(v6, "1")?;
     }
-    steps::reached("bridge-set");
-    if bridge.tunnel {
-        tunnel(host, bridge, plan)?;
-    }
-    Ok(link.index)
+    Ok(())
 }
 
 /// Sends everything that comes from the bridge to the fabric's router.
@@ -186,7 +205,7 @@ fn tunnel(host: &mut Route, bridge: &Bridge, plan: &Plan) -> Result<(), KernelEr
         ))?;
     }
     steps::reached("tunnel-exception");
-    host.run(Request::add_policy_rule(&rule))
+    host.run(Request::add_rule(&rule))
         .map_err(doing("making the tunnel's rule"))?;
     steps::reached("tunnel-rule");
     Ok(())
@@ -250,19 +269,14 @@ fn gateway(plan: &Plan) -> Result<Ipv4Addr, KernelError> {
 ///
 /// # Errors
 /// The caller rolls back with [`crate::links::detach`]; the bridge stays.
-pub fn attach(ns: &NetNs, plan: &Plan, bridge: &Bridge) -> Result<Attached, KernelError> {
+pub fn attach(ends: &mut Ends<'_>, prepared: Prepared, plan: &Plan, bridge: &Bridge) -> Result<Attached, KernelError> {
     let name = plan.owner.key.link_name();
     let gateway = gateway(plan)?;
-    let mut host = Route::open().map_err(doing("opening the host's namespace"))?;
-    let mut pod = Route::open_in(ns).map_err(doing("opening the pod's namespace"))?;
-    remove_link(&mut host, &name, &plan.owner.key)?;
-    let bridge_index = ensure(&mut host, bridge, plan)?;
-    loopback_up(&mut pod)?;
-    steps::reached("loopback-up");
+    let at = ensure(&mut ends.host, bridge, plan)?;
 
     let pod_mac = plan.owner.key.mac();
     let bridge_mac = mac(&bridge.name);
-    let veth = Veth {
+    let mut create = Request::create_veth(&Veth {
         name: name.clone(),
         mac: Some(HOST_MAC),
         mtu: Some(plan.mtu),
@@ -271,61 +285,49 @@ pub fn attach(ns: &NetNs, plan: &Plan, bridge: &Bridge) -> Result<Attached, Kern
             name: plan.ifname.clone(),
             mac: Some(pod_mac),
             mtu: Some(plan.mtu),
-            netns: Some(std::os::fd::AsFd::as_fd(ns)),
+            netns: Some(ends.ns.as_fd()),
         },
-    };
-    let mut create = Request::create_veth(&veth).on_bridge(bridge_index);
+    })
+    .on_bridge(at);
     if bridge.tunnel {
         // By this the rule for frames knows its ports.
         create = create.in_group(bridge.rule().table);
     }
-    host.run(create)
-        .map_err(doing(format!("making the veth pair {name} and {}", plan.ifname)))?;
+    let (port, inner) = ends.make(&create, &name, plan)?;
     steps::reached("veth-made");
-    let port = host
-        .need_link(&name)
-        .map_err(doing(format!("looking for {name}")))?
-        .index;
-    host.run_all(&[
-        Request::set_bridge_port(port, PORT),
-        Request::set_alias(port, &plan.owner.alias()),
-    ])
-    .map_err(doing(format!("configuring {name} as a port of {}", bridge.name)))?;
-    steps::reached("port-set");
 
-    let pod_link = pod
-        .need_link(&plan.ifname)
-        .map_err(doing("looking for the pod's link"))?
-        .index;
-    let mut inside = vec![Request::set_up(pod_link, true)];
+    let mut inside = prepared.requests();
+    inside.push(Request::set_up(inner, true));
     inside.extend(plan.addresses.iter().map(|a| {
         Request::add_address(&Address {
-            link: pod_link,
+            link: inner,
             address: IpNet::V4(*a),
             no_prefix_route: false,
         })
     }));
-    inside.push(Request::add_neighbour(&permanent(pod_link, gateway.into(), bridge_mac)));
+    inside.push(Request::add_neighbour(&permanent(inner, gateway.into(), bridge_mac)));
     inside.push(Request::add_route(&RouteEntry::via_gateway(
         default_route(),
-        pod_link,
+        inner,
         gateway,
     )));
-    pod.run_all(&inside)
+    ends.pod
+        .run_all(&inside)
         .map_err(doing(format!("configuring {} in the pod", plan.ifname)))?;
     steps::reached("pod-configured");
 
-    // The neighbours first: what is to be removed is found by them.
-    let of = |f: &dyn Fn(IpAddr) -> Request| -> Vec<Request> {
-        plan.addresses.iter().map(|a| f(IpAddr::V4(a.addr()))).collect()
-    };
-    host.run_all(&of(&|a| Request::add_neighbour(&permanent(bridge_index, a, pod_mac))))
+    let mut outside = vec![Request::change_link(port).alias(&plan.owner.alias()).bridge_port(PORT)];
+    let addresses = || plan.addresses.iter().map(|a| IpAddr::V4(a.addr()));
+    outside.extend(addresses().map(|a| Request::add_neighbour(&permanent(at, a, pod_mac))));
+    ends.host
+        .run_all(&outside)
         .map_err(doing(format!("telling {} of the pod", bridge.name)))?;
     steps::reached("neighbour-set");
-    host.run_all(&of(&|a| {
-        Request::add_route(&RouteEntry::via_link(IpNet::from(a), bridge_index))
-    }))
-    .map_err(doing("making the pod's route"))?;
+    // Only after the neighbours: what is to be removed is found by them.
+    let routes: Vec<Request> = addresses()
+        .map(|a| Request::add_route(&RouteEntry::via_link(IpNet::from(a), at)))
+        .collect();
+    ends.host.run_all(&routes).map_err(doing("making the pod's route"))?;
     steps::reached("routed");
 
     Ok(Attached {
@@ -336,16 +338,6 @@ pub fn attach(ns: &NetNs, plan: &Plan, bridge: &Bridge) -> Result<Attached, Kern
         addresses: plan.addresses.clone(),
         gateway,
     })
-}
-
-fn permanent(link: u32, address: IpAddr, mac: Mac) -> Neighbour {
-    Neighbour {
-        link,
-        address,
-        mac: Some(mac),
-        proxy: false,
-        permanent: true,
-    }
 }
 
 /// Why Services with endpoints on the same node would not work in bridge mode; `None` if they do.
@@ -372,12 +364,12 @@ pub fn sweep(alive: &BTreeSet<Mac>) -> Result<(), KernelError> {
     forget(&mut host, &stale)?;
 
     let routes = host.routes().map_err(doing("listing routes"))?;
-    let rules = host.policy_rules().map_err(doing("listing policy rules"))?;
+    let rules = host.rules().map_err(doing("listing policy rules"))?;
     let ours = |table: u32| (TABLE_FIRST..=TABLE_LAST).contains(&table);
     let (in_use, empty): (Vec<&Link>, Vec<&Link>) = bridges
         .iter()
         .partition(|b| links.iter().any(|l| l.master == Some(b.index)));
-    let wanted: Vec<PolicyRule> = in_use
+    let wanted: Vec<RoutingRule> = in_use
         .iter()
         .map(|b| Bridge {
             name: b.name.clone(),
@@ -405,7 +397,7 @@ pub fn sweep(alive: &BTreeSet<Mac>) -> Result<(), KernelError> {
     let mut requests: Vec<Request> = rules
         .iter()
         .filter(|r| ours(r.table) && !wanted.contains(r))
-        .map(Request::delete_policy_rule)
+        .map(Request::delete_rule)
         .collect();
     requests.extend(
         routes
@@ -429,7 +421,7 @@ pub fn sweep(alive: &BTreeSet<Mac>) -> Result<(), KernelError> {
 
 /// Compares the kernel with what [`attach`] would make; the first difference is the error.
 pub fn check(
-    ns: &NetNs,
+    ends: &mut Ends<'_>,
     owner: &Owner,
     ifname: &str,
     addresses: &[Ipv4Addr],
@@ -437,8 +429,7 @@ pub fn check(
 ) -> Result<(), KernelError> {
     let name = owner.key.link_name();
     let reading = || "reading the kernel's tables".to_owned();
-    let mut host = Route::open().map_err(doing("opening the host's namespace"))?;
-    let mut pod = Route::open_in(ns).map_err(doing("opening the pod's namespace"))?;
+    let Ends { host, pod, .. } = ends;
     let found = |route: &mut Route, what: &str, link: &str| {
         let link = route.link(link).map_err(doing(reading()))?;
         let link = link.ok_or_else(|| differs(what, "a link", "nothing"))?;
@@ -448,9 +439,9 @@ pub fn check(
             Err(differs(format!("state of {}", link.name), "up", "down"))
         }
     };
-    let device = found(&mut host, &format!("bridge {}", bridge.name), &bridge.name)?;
-    let outer = found(&mut host, &format!("host link {name}"), &name)?;
-    let inner = found(&mut pod, &format!("pod link {ifname}"), ifname)?;
+    let device = found(host, &format!("bridge {}", bridge.name), &bridge.name)?;
+    let outer = found(host, &format!("host link {name}"), &name)?;
+    let inner = found(pod, &format!("pod link {ifname}"), ifname)?;
     for (link, mac) in [
         (&device, mac(&bridge.name)),
         (&outer, HOST_MAC),
@@ -500,8 +491,8 @@ pub fn check(
     }
     if bridge.tunnel {
         let rule = bridge.rule();
-        if !host.policy_rules().map_err(doing(reading()))?.contains(&rule) {
-            return Err(differs("policy rule", format!("iif {}", rule.iif), "none such"));
+        if !host.rules().map_err(doing(reading()))?.contains(&rule) {
+            return Err(differs("policy rule", &rule, "none such"));
         }
         if !host_routes.iter().any(|r| r.table == rule.table) {
             return Err(differs("route to the fabric", format!("table {}", rule.table), "none"));

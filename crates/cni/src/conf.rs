@@ -194,20 +194,20 @@ pub fn version_hint(raw: &[u8]) -> String {
 impl NetConf {
     /// Parses and checks the configuration of `azure-vnet`. `wire_server_env` is the value of `AZURE_VNET_WIRE_SERVER`;
     /// the key wins.
-    pub fn parse(raw: Vec<u8>, wire_server_env: Option<String>) -> Result<Self, ConfError> {
+    pub fn parse(raw: &[u8], wire_server_env: Option<String>) -> Result<Self, ConfError> {
         Self::read(raw, wire_server_env, true)
     }
 
     /// Parses another plug-in's configuration, of which only the `ipam` part is ours to judge.
-    pub fn parse_for_ipam(raw: Vec<u8>, wire_server_env: Option<String>) -> Result<Self, ConfError> {
+    pub fn parse_for_ipam(raw: &[u8], wire_server_env: Option<String>) -> Result<Self, ConfError> {
         Self::read(raw, wire_server_env, false)
     }
 
-    fn read(raw: Vec<u8>, wire_server_env: Option<String>, ours: bool) -> Result<Self, ConfError> {
+    fn read(raw: &[u8], wire_server_env: Option<String>, ours: bool) -> Result<Self, ConfError> {
         if raw.len() > STDIN_BYTES_MAX {
             return Err(ConfError::TooLarge);
         }
-        let conf: RawConf = serde_json::from_slice(&raw).map_err(|source| ConfError::Decode { source })?;
+        let conf: RawConf = serde_json::from_slice(raw).map_err(|source| ConfError::Decode { source })?;
         // An omitted version means one older than all we speak.
         let version = conf.cni_version.unwrap_or_default();
         let version = Version::parse(&version).ok_or(ConfError::Version { version })?;
@@ -287,7 +287,7 @@ impl NetConf {
             prev_result,
             valid_attachments,
             ignored,
-            raw,
+            raw: raw.to_vec(),
         })
     }
 }
@@ -400,7 +400,7 @@ mod tests {
     use super::*;
 
     fn parse(v: Value) -> Result<NetConf, ConfError> {
-        NetConf::parse(serde_json::to_vec(&v).unwrap(), None)
+        NetConf::parse(&serde_json::to_vec(&v).unwrap(), None)
     }
 
     fn base() -> Value {
@@ -475,14 +475,14 @@ mod tests {
         other["type"] = json!("macvlan");
         other["mode"] = json!("passthru");
         let c =
-            NetConf::parse_for_ipam(serde_json::to_vec(&other).unwrap(), Some("http://127.0.0.1:1".into())).unwrap();
+            NetConf::parse_for_ipam(&serde_json::to_vec(&other).unwrap(), Some("http://127.0.0.1:1".into())).unwrap();
         assert!(c.ignored.is_empty());
         assert_eq!(c.ipam.source, Source::Wire("http://127.0.0.1:1".into()));
     }
 
     #[test]
     fn bad_documents_have_their_codes() {
-        let code_of = |raw: &[u8]| NetConf::parse(raw.to_vec(), None).map(|_| ()).unwrap_err().code();
+        let code_of = |raw: &[u8]| NetConf::parse(raw, None).map(|_| ()).unwrap_err().code();
         assert_eq!(code_of(b""), code::DECODE);
         assert_eq!(code_of(b"[]"), code::DECODE);
         assert_eq!(code_of(b"{\"name\":1}"), code::DECODE);

@@ -91,15 +91,19 @@ fn serve(program: Program, warn: &dyn Fn(&str)) -> Result<Option<Value>, Failure
         return Ok(Some(version_document()));
     }
     let raw = read_stdin()?;
-    if let Ok(mut v) = VERSION_HINT.lock() {
-        *v = version_hint(&raw);
-    }
     let wire_server = std::env::var("AZURE_VNET_WIRE_SERVER").ok().filter(|v| !v.is_empty());
     let parse = match program {
         Program::Vnet => NetConf::parse,
         Program::Ipam => NetConf::parse_for_ipam,
     };
-    let conf = parse(raw, wire_server).map_err(|e| Failure::from_error(e.code(), &e))?;
+    let conf = parse(&raw, wire_server);
+    if let Ok(mut v) = VERSION_HINT.lock() {
+        *v = match &conf {
+            Ok(conf) => conf.version.as_str().to_owned(),
+            Err(_) => version_hint(&raw),
+        };
+    }
+    let conf = conf.map_err(|e| Failure::from_error(e.code(), &e))?;
     if !conf.ignored.is_empty() {
         warn(&format!("keys without effect here: {}", conf.ignored.join(", ")));
     }

@@ -13,7 +13,7 @@ use crate::{
     source::SourceError,
     spec::{Attachment, Failure, code},
     steps,
-    store::{Store, StoreError, boot_clock_ms},
+    store::{Store, StoreError, Tracked, boot_clock_ms},
 };
 
 /// The VNet's resolver; every result names it.
@@ -70,6 +70,7 @@ impl IpamError {
 pub struct Ipam<'a> {
     conf: &'a NetConf,
     network: String,
+    store: Store<'a>,
     warn: &'a dyn Fn(&str),
 }
 
@@ -78,14 +79,13 @@ impl<'a> Ipam<'a> {
         Self {
             conf,
             network: network_tag(&conf.name),
+            store: Store::open(&conf.state_dir, &recover, warn),
             warn,
         }
     }
 
-    fn with<T>(&self, f: impl FnOnce(&mut State) -> T) -> Result<T, IpamError> {
-        Store::open(&self.conf.state_dir, &recover, self.warn)
-            .with(f)
-            .map_err(|source| IpamError::Store { source })
+    fn with<T>(&self, f: impl FnOnce(&mut Tracked) -> T) -> Result<T, IpamError> {
+        self.store.with(f).map_err(|source| IpamError::Store { source })
     }
 
     /// Reserves an address for the attachment, or returns the one it has. Asks the pool's source only if what is
@@ -171,7 +171,11 @@ impl<'a> Ipam<'a> {
     /// Gives back the attachment's address; success if it has none.
     pub fn del(&self, attachment: &Attachment) -> Result<Option<IpAddr>, IpamError> {
         let key = Key::of(attachment);
-        let released = self.with(|s| s.release(&key, boot_clock_ms()))?;
+        let release = |s: &mut Tracked| match s.find(&key) {
+            Some(_) => s.release(&key, boot_clock_ms()),
+            None => None,
+        };
+        let released = self.with(release)?;
         steps::reached("released");
         Ok(released)
     }

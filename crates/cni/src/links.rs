@@ -4,13 +4,13 @@
 //! owner, so neighbours name theirs too. Routes and neighbours of a link end with it; those on a bridge are found by MAC.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr},
 };
 
 use ipnet::{IpNet, Ipv4Net};
 use linux::{
-    netlink::{self, Link, Neighbour, Request, Route, RouteEntry},
+    netlink::{self, Address, Link, Mac, Neighbour, Request, Route, RouteEntry},
     netns::NetNs,
     sysctl,
 };
@@ -82,11 +82,10 @@ pub struct Owner {
 
 /// The network's name, or a hash where the name would not fit into an alias.
 pub fn network_tag(name: &str) -> String {
-    use sha2::{Digest, Sha256};
     if name.len() <= 100 {
         return name.to_owned();
     }
-    Sha256::digest(name)
+    hmac_sha256::Hash::hash(name.as_bytes())
         .iter()
         .take(20)
         .map(|b| format!("{b:02x}"))
@@ -143,27 +142,101 @@ pub struct Attached {
     pub gateway: Ipv4Addr,
 }
 
-/// Whether `ifname` is in the namespace.
-pub fn pod_has_link(ns: &NetNs, ifname: &str) -> Result<bool, KernelError> {
-    let looking = || format!("looking for {ifname} in the pod's namespace");
-    let mut pod = Route::open_in(ns).map_err(doing(looking()))?;
-    Ok(pod.link(ifname).map_err(doing(looking()))?.is_some())
+/// Both ends of an attachment: a socket in the machine's namespace and one in the pod's.
+pub struct Ends<'a> {
+    pub ns: &'a NetNs,
+    pub host: Route,
+    pub pod: Route,
 }
 
-/// A namespace that never had an address has no local table, and forwarding fails in it without a word.
-pub(crate) fn loopback_up(pod: &mut Route) -> Result<(), KernelError> {
-    let lo = pod
-        .need_link("lo")
-        .map_err(doing("looking for lo in the pod's namespace"))?;
-    if lo.up {
-        return Ok(());
+impl<'a> Ends<'a> {
+    /// `home` is this process's own namespace.
+    pub fn open(ns: &'a NetNs, home: &NetNs) -> Result<Self, KernelError> {
+        Ok(Self {
+            ns,
+            host: Route::open().map_err(doing("opening the host's namespace"))?,
+            pod: Route::visit(ns, home).map_err(doing("opening the pod's namespace"))?,
+        })
     }
-    pod.run(Request::set_up(lo.index, true))
-        .map_err(doing("bringing up lo in the pod's namespace"))
+
+    /// What has to happen in the pod before its link is made.
+    ///
+    /// # Errors
+    /// `Exists` if the pod has a link `ifname` already.
+    pub fn prepare(&mut self, container_id: &str, ifname: &str) -> Result<Prepared, KernelError> {
+        let looking = || format!("looking for {ifname} and lo in the pod's namespace");
+        let found = self.pod.links_named(&[ifname, "lo"]).map_err(doing(looking()))?;
+        match &found[..] {
+            [None, Some(lo)] => Ok(Prepared {
+                down_loopback: (!lo.up).then_some(lo.index),
+            }),
+            [Some(_), _] => Err(KernelError::Exists {
+                ifname: ifname.to_owned(),
+                container_id: container_id.to_owned(),
+            }),
+            _ => Err(doing(looking())(netlink::Error::NoLink { name: "lo".into() })),
+        }
+    }
+
+    /// Makes the veth pair and returns the indexes of its ends, the host's first. A host link left by a dead ADD of the same
+    /// attachment is replaced.
+    pub(crate) fn make(&mut self, create: &Request, name: &str, plan: &Plan) -> Result<(u32, u32), KernelError> {
+        let making = || format!("making the veth pair {name} and {}", plan.ifname);
+        let made = match self.host.create(create.clone()) {
+            Err(e) if e.errno() == Some(libc::EEXIST) && remove_link(&mut self.host, name, &plan.owner.key)? => {
+                self.host.create(create.clone())
+            }
+            other => other,
+        };
+        if let Some(Link {
+            index,
+            peer_index: Some(peer),
+            ..
+        }) = made.map_err(doing(making()))?
+        {
+            return Ok((index, peer));
+        }
+        let index = |route: &mut Route, name: &str| Ok(route.need_link(name).map_err(doing(making()))?.index);
+        Ok((index(&mut self.host, name)?, index(&mut self.pod, &plan.ifname)?))
+    }
+}
+
+/// What [`Ends::prepare`] found.
+#[derive(Clone, Copy, Debug)]
+pub struct Prepared {
+    down_loopback: Option<u32>,
+}
+
+impl Prepared {
+    /// A namespace that never had an address has no local table, and forwarding fails in it without a word.
+    pub(crate) fn requests(self) -> Vec<Request> {
+        self.down_loopback
+            .map(|lo| Request::set_up(lo, true))
+            .into_iter()
+            .collect()
+    }
+}
+
+pub(crate) fn permanent(link: u32, address: IpAddr, mac: Mac) -> Neighbour {
+    Neighbour {
+        link,
+        address,
+        mac: Some(mac),
+        proxy: false,
+        permanent: true,
+    }
 }
 
 pub(crate) fn default_route() -> IpNet {
     IpNet::V4(Ipv4Net::default())
+}
+
+/// Packets for pods enter by the NIC, which therefore has to forward.
+pub(crate) fn forward_from(nic: &Link) -> Result<(), KernelError> {
+    if nic.forwarding == Some(true) {
+        return Ok(());
+    }
+    set(&nic.name, "forwarding", "1")
 }
 
 /// Sets `net/ipv4/conf/<link>/<what>`.
@@ -288,27 +361,31 @@ pub fn remove(links: &[Link]) -> Result<(), KernelError> {
     Ok(())
 }
 
-/// The node's NIC: `name` if given, else the one with `mac`, else the default route's.
-pub fn master(name: Option<&str>, mac: Option<&str>) -> Result<Link, KernelError> {
-    let mut host = Route::open().map_err(doing("opening the host's namespace"))?;
+/// The node's NIC: `name` if given, else the one with `mac`, else the default route's. `hint` is the name of the link that
+/// had `mac` when the pool was learned; it saves reading all links.
+pub fn master(
+    host: &mut Route,
+    name: Option<&str>,
+    mac: Option<&str>,
+    hint: Option<&str>,
+) -> Result<Link, KernelError> {
     if let Some(name) = name {
         return host
             .need_link(name)
             .map_err(doing(format!("looking for master {name}")));
     }
+    let mac = mac.filter(|m| *m != "*");
+    if let (Some(mac), Some(hint)) = (mac, hint) {
+        let found = host.link(hint).map_err(doing(format!("looking for {hint}")))?;
+        if let Some(link) = found.filter(|l| has_mac(l, mac)) {
+            return Ok(link);
+        }
+    }
     let links = host.links().map_err(doing("listing links"))?;
-    if let Some(mac) = mac.filter(|m| *m != "*") {
-        // Several links can share a MAC (an accelerated NIC and its virtual function): the one with an address counts.
+    if let Some(mac) = mac {
         let addresses = host.addresses().map_err(doing("listing addresses"))?;
-        let has_address = |l: &Link| {
-            addresses
-                .iter()
-                .any(|a| a.link == l.index && a.address.addr().is_ipv4())
-        };
-        return links
-            .into_iter()
-            .filter(|l| l.mac.is_some_and(|m| netlink::format_mac(m) == mac) && !l.name.starts_with(LINK_PREFIX))
-            .min_by_key(|l| (!has_address(l), l.index))
+        return nic(&links, &addresses, mac)
+            .cloned()
             .ok_or_else(|| KernelError::NoMaster {
                 reason: format!("none has MAC {mac}"),
             });
@@ -327,14 +404,38 @@ pub fn master(name: Option<&str>, mac: Option<&str>) -> Result<Link, KernelError
         })
 }
 
-/// MAC addresses of all links but the pods', lower case with colons.
-pub fn local_macs() -> Result<Vec<String>, KernelError> {
+fn has_mac(link: &Link, mac: &str) -> bool {
+    link.mac.is_some_and(|m| netlink::format_mac(m) == mac) && !link.name.starts_with(LINK_PREFIX)
+}
+
+/// The NIC with `mac`. Several links can share one (an accelerated NIC and its virtual function): the one with an address
+/// counts.
+fn nic<'a>(links: &'a [Link], addresses: &[Address], mac: &str) -> Option<&'a Link> {
+    let has_address = |l: &Link| {
+        addresses
+            .iter()
+            .any(|a| a.link == l.index && a.address.addr().is_ipv4())
+    };
+    links
+        .iter()
+        .filter(|l| has_mac(l, mac))
+        .min_by_key(|l| (!has_address(l), l.index))
+}
+
+/// The NICs of this machine by MAC address (lower case with colons): all links but the pods'.
+pub fn local_nics() -> Result<BTreeMap<String, String>, KernelError> {
     let mut host = Route::open().map_err(doing("opening the host's namespace"))?;
     let links = host.links().map_err(doing("listing links"))?;
-    Ok(links
-        .into_iter()
+    let addresses = host.addresses().map_err(doing("listing addresses"))?;
+    let macs = links
+        .iter()
         .filter(|l| !l.name.starts_with(LINK_PREFIX))
-        .filter_map(|l| l.mac.map(netlink::format_mac))
+        .filter_map(|l| l.mac.map(netlink::format_mac));
+    Ok(macs
+        .filter_map(|mac| {
+            let name = nic(&links, &addresses, &mac)?.name.clone();
+            Some((mac, name))
+        })
         .collect())
 }
 

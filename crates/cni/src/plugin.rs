@@ -8,7 +8,7 @@ use std::{
 
 use ipnet::{IpNet, Ipv4Net};
 use linux::{
-    netlink::Link,
+    netlink::{Link, Route as RouteSocket},
     netns::{self, NetNs},
 };
 use serde_json::Value;
@@ -18,7 +18,7 @@ use crate::{
     conf::{Mode, NetConf, OWN_IPAM},
     delegate,
     ipam::{self, Ipam},
-    links::{self, KernelError, Owner, Plan, network_tag},
+    links::{self, Ends, KernelError, Owner, Plan, Prepared, doing, network_tag},
     pool::Key,
     result::{CniResult, Interface, IpConfig, Route},
     spec::{Attachment, Command, Failure, Invocation, code},
@@ -30,6 +30,16 @@ pub struct Call<'a> {
     pub invocation: &'a Invocation,
     pub conf: &'a NetConf,
     pub warn: &'a dyn Fn(&str),
+}
+
+/// What IPAM gave, and the NIC it belongs to as far as that is known.
+#[derive(Default)]
+struct Leased {
+    result: CniResult,
+    /// The NIC's MAC address.
+    mac: Option<String>,
+    /// The NIC's name when the pool was learned.
+    nic: Option<String>,
 }
 
 fn kernel(error: &KernelError) -> Failure {
@@ -132,8 +142,9 @@ impl Call<'_> {
         Some(Bridge::of(self.conf.bridge.as_deref(), master, tunnel))
     }
 
-    fn netns(&self) -> Result<(NetNs, String), Failure> {
-        let path = self.invocation.netns.as_deref().unwrap_or(Path::new(""));
+    /// The pod's namespace and this process's own, which must differ.
+    fn namespaces(&self) -> Result<(NetNs, NetNs), Failure> {
+        let path = self.netns_path();
         let ns = netns::open(path).map_err(|e| Failure::from_error(code::NETNS, &e))?;
         let own = NetNs::current().map_err(|e| Failure::from_error(code::NETNS, &e))?;
         if ns.is_same(&own) {
@@ -142,7 +153,11 @@ impl Call<'_> {
                 format!("{} is the plug-in's own network namespace", path.display()),
             ));
         }
-        Ok((ns, path.to_string_lossy().into_owned()))
+        Ok((ns, own))
+    }
+
+    fn netns_path(&self) -> &Path {
+        self.invocation.netns.as_deref().unwrap_or(Path::new(""))
     }
 
     fn owner(&self, attachment: &Attachment) -> Owner {
@@ -154,14 +169,20 @@ impl Call<'_> {
         }
     }
 
-    /// Addresses from IPAM, and the MAC of the NIC they belong to if known.
-    fn ipam_add(&self, attachment: &Attachment) -> Result<(CniResult, Option<String>), Failure> {
+    fn ipam_add(&self, attachment: &Attachment) -> Result<Leased, Failure> {
         if self.own_ipam() {
             let a = self.ipam().add(attachment).map_err(|e| e.failure(None))?;
-            return Ok((ipam::result(&a), Some(a.mac)));
+            return Ok(Leased {
+                result: ipam::result(&a),
+                mac: Some(a.mac),
+                nic: a.nic,
+            });
         }
         let result = delegate::run(self.conf, self.invocation).map_err(|e| e.failure())?;
-        Ok((result.unwrap_or_default(), None))
+        Ok(Leased {
+            result: result.unwrap_or_default(),
+            ..Leased::default()
+        })
     }
 
     fn ipam_del(&self, attachment: &Attachment) -> Result<(), Failure> {
@@ -183,15 +204,15 @@ impl Call<'_> {
             ));
         }
         let attachment = self.attachment()?;
-        let (ns, sandbox) = self.netns()?;
+        let (ns, own) = self.namespaces()?;
+        let mut ends = Ends::open(&ns, &own).map_err(|e| kernel(&e))?;
         // Before IPAM: an interface that exists belongs to a living pod, whose address must not be given back below.
-        if links::pod_has_link(&ns, &attachment.ifname).map_err(|e| kernel(&e))? {
-            let (ifname, container_id) = (attachment.ifname.clone(), attachment.container_id.clone());
-            return Err(kernel(&KernelError::Exists { ifname, container_id }));
-        }
+        let prepared = ends
+            .prepare(&attachment.container_id, &attachment.ifname)
+            .map_err(|e| kernel(&e))?;
         let outcome = self
             .ipam_add(attachment)
-            .and_then(|(leased, mac)| self.attach(attachment, &ns, sandbox, leased, mac));
+            .and_then(|leased| self.attach(attachment, &mut ends, prepared, leased));
         match outcome {
             Ok(result) => Ok(result.document(self.conf.version)),
             Err(failure) => {
@@ -206,11 +227,15 @@ impl Call<'_> {
     fn attach(
         &self,
         attachment: &Attachment,
-        ns: &NetNs,
-        sandbox: String,
-        leased: CniResult,
-        mac: Option<String>,
+        ends: &mut Ends<'_>,
+        prepared: Prepared,
+        leased: Leased,
     ) -> Result<CniResult, Failure> {
+        let Leased {
+            result: leased,
+            mac,
+            nic,
+        } = leased;
         let addresses = ipv4_nets(leased.ips.iter().map(|i| i.address)).map_err(|e| kernel(&e))?;
         if addresses.is_empty() {
             return Err(Failure::new(
@@ -218,7 +243,13 @@ impl Call<'_> {
                 format!("IPAM plug-in {} gave no address", self.conf.ipam.kind),
             ));
         }
-        let master = links::master(self.conf.master.as_deref(), mac.as_deref()).map_err(|e| kernel(&e))?;
+        let master = links::master(
+            &mut ends.host,
+            self.conf.master.as_deref(),
+            mac.as_deref(),
+            nic.as_deref(),
+        )
+        .map_err(|e| kernel(&e))?;
         let bridge = self.bridge(&master);
         let plan = Plan {
             owner: self.owner(attachment),
@@ -232,8 +263,8 @@ impl Call<'_> {
             master,
         };
         let made = match &bridge {
-            None => transparent::attach(ns, &plan),
-            Some(bridge) => bridge::attach(ns, &plan, bridge),
+            None => transparent::attach(ends, prepared, &plan),
+            Some(bridge) => bridge::attach(ends, prepared, &plan, bridge),
         }
         .map_err(|e| kernel(&e))?;
         let mtu = Some(plan.mtu);
@@ -249,6 +280,7 @@ impl Call<'_> {
             .map(|(name, mac)| interface(name, mac, String::new()))
             .collect();
         interfaces.push(interface(made.host_link, made.host_mac, String::new()));
+        let sandbox = self.netns_path().to_string_lossy().into_owned();
         interfaces.push(interface(plan.ifname, made.pod_mac, sandbox));
         let at = interfaces.len() - 1;
         Ok(CniResult {
@@ -289,7 +321,8 @@ impl Call<'_> {
     fn check(&self) -> Result<(), Failure> {
         let attachment = self.attachment()?;
         let previous = self.prev_result()?;
-        let (ns, _) = self.netns()?;
+        let (ns, own) = self.namespaces()?;
+        let mut ends = Ends::open(&ns, &own).map_err(|e| kernel(&e))?;
         let owner = self.owner(attachment);
         let differs = |what: &str, expected: &str| {
             Failure::new(
@@ -316,8 +349,8 @@ impl Call<'_> {
             return Err(differs("an address of", &attachment.ifname));
         }
         match self.checked_bridge(previous)? {
-            None => transparent::check(&ns, &owner, &attachment.ifname, &addresses),
-            Some(bridge) => bridge::check(&ns, &owner, &attachment.ifname, &addresses, &bridge),
+            None => transparent::check(&mut ends, &owner, &attachment.ifname, &addresses),
+            Some(bridge) => bridge::check(&mut ends, &owner, &attachment.ifname, &addresses, &bridge),
         }
         .map_err(|e| Failure::from_error(code::CHECK_FAILED, &e))?;
         if self.own_ipam() {
@@ -417,7 +450,9 @@ impl Call<'_> {
             });
         }
         if let Some(name) = self.conf.master.as_deref() {
-            links::master(Some(name), None).map_err(|e| unavailable(kernel(&e)))?;
+            let host = RouteSocket::open().map_err(doing("opening the host's namespace"));
+            host.and_then(|mut host| links::master(&mut host, Some(name), None, None))
+                .map_err(|e| unavailable(kernel(&e)))?;
         }
         if self.own_ipam() {
             return self.ipam().status().map_err(|e| e.failure(Some(code::UNAVAILABLE)));

@@ -9,7 +9,6 @@ use std::{
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 use thiserror::Error;
 
 use crate::spec::Attachment;
@@ -22,7 +21,7 @@ pub struct Key(pub String);
 impl Key {
     pub fn of(a: &Attachment) -> Self {
         // Neither part may hold a NUL byte, so the pair is unambiguous.
-        let hash = Sha256::digest(format!("{}\0{}", a.container_id, a.ifname));
+        let hash = hmac_sha256::Hash::hash(format!("{}\0{}", a.container_id, a.ifname).as_bytes());
         Self(hash[..20].iter().map(|b| format!("{b:02x}")).collect())
     }
 
@@ -48,10 +47,14 @@ impl Key {
 pub struct PoolSubnet {
     /// Lower-case, colons; `*` matches any NIC.
     pub mac: String,
+    /// Name of the link with that MAC when the pool was learned, to look there first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nic: Option<String>,
     /// The machine's first NIC comes first.
     pub primary_nic: bool,
     pub prefix: String,
     /// Addresses for pods: the secondary ones.
+    #[serde(with = "runs")]
     pub addresses: Vec<IpAddr>,
 }
 
@@ -98,6 +101,8 @@ pub struct Allocation {
     pub address: IpAddr,
     pub prefix: IpNet,
     pub mac: String,
+    /// Name of the NIC's link when the pool was learned.
+    pub nic: Option<String>,
 }
 
 #[derive(Debug, Error, PartialEq)]
@@ -132,7 +137,13 @@ impl State {
                 address: *a,
                 prefix: r.prefix,
                 mac: r.mac.clone(),
+                nic: self.nic(&r.mac),
             })
+    }
+
+    fn nic(&self, mac: &str) -> Option<String> {
+        let mut subnets = self.pool.iter().flat_map(|p| &p.subnets);
+        subnets.find(|s| s.mac == mac)?.nic.clone()
     }
 
     /// Reserves an address, or returns the one the attachment has. Of the free ones the one released longest ago (or
@@ -190,6 +201,7 @@ impl State {
             address: *address,
             prefix: *prefix,
             mac: subnet.mac.clone(),
+            nic: subnet.nic.clone(),
         };
         self.released_ms.remove(&out.address);
         self.reservations.insert(
@@ -256,6 +268,57 @@ impl State {
     }
 }
 
+/// Neighbouring addresses as `first-last`: a NIC's addresses mostly are such, and every invocation reads them.
+mod runs {
+    use std::net::IpAddr;
+
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    /// No more than this many addresses come out of a file, whatever stands in it.
+    const ADDRESSES_MAX: usize = 1 << 16;
+
+    fn next(address: IpAddr) -> Option<IpAddr> {
+        match address {
+            IpAddr::V4(a) => u32::from(a).checked_add(1).map(|n| IpAddr::from(n.to_be_bytes())),
+            IpAddr::V6(a) => u128::from(a).checked_add(1).map(|n| IpAddr::from(n.to_be_bytes())),
+        }
+    }
+
+    pub fn serialize<S: Serializer>(addresses: &[IpAddr], out: S) -> Result<S::Ok, S::Error> {
+        let mut runs: Vec<(IpAddr, IpAddr)> = Vec::new();
+        for address in addresses {
+            match runs.last_mut() {
+                Some((_, last)) if next(*last) == Some(*address) => *last = *address,
+                _ => runs.push((*address, *address)),
+            }
+        }
+        out.collect_seq(runs.iter().map(|(first, last)| {
+            if first == last {
+                first.to_string()
+            } else {
+                format!("{first}-{last}")
+            }
+        }))
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(input: D) -> Result<Vec<IpAddr>, D::Error> {
+        let mut out = Vec::new();
+        for run in Vec::<String>::deserialize(input)? {
+            let (first, last) = run.split_once('-').unwrap_or((&run, &run));
+            let parse = |text: &str| text.parse::<IpAddr>().map_err(D::Error::custom);
+            let (mut at, last) = (parse(first)?, parse(last)?);
+            out.push(at);
+            while at != last {
+                at = next(at)
+                    .filter(|n| n <= &last && out.len() < ADDRESSES_MAX)
+                    .ok_or_else(|| D::Error::custom(format!("{run} is no range of addresses")))?;
+                out.push(at);
+            }
+        }
+        Ok(out)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -264,6 +327,7 @@ mod tests {
         let addresses = (0..n).map(|i| IpAddr::from([10, 0, 0, 10 + i])).collect();
         let subnets = vec![PoolSubnet {
             mac: "*".into(),
+            nic: None,
             primary_nic: true,
             prefix: "10.0.0.0/24".into(),
             addresses,
@@ -374,6 +438,41 @@ mod tests {
         assert!(matches!(want(&mut s, "b", a), Err(PoolError::Held { container_id, .. }) if container_id == "a"));
         let far = "10.9.9.9".parse().unwrap();
         assert_eq!(want(&mut s, "b", far), Err(PoolError::NotInPool { address: far }));
+    }
+
+    #[test]
+    fn addresses_are_kept_in_runs_and_come_back_in_their_order() {
+        let addresses: Vec<IpAddr> = [
+            "10.0.0.9",
+            "10.0.0.4",
+            "10.0.0.5",
+            "10.0.0.6",
+            "255.255.255.255",
+            "fd00::1",
+            "fd00::2",
+        ]
+        .map(|a| a.parse().unwrap())
+        .to_vec();
+        let subnet = PoolSubnet {
+            addresses,
+            ..Default::default()
+        };
+        let text = serde_json::to_string(&subnet).unwrap();
+        assert!(
+            text.contains(r#"["10.0.0.9","10.0.0.4-10.0.0.6","255.255.255.255","fd00::1-fd00::2"]"#),
+            "{text}"
+        );
+        assert_eq!(serde_json::from_str::<PoolSubnet>(&text).unwrap(), subnet);
+        for bad in [
+            "10.0.0.9-10.0.0.4",
+            "10.0.0.1-fd00::1",
+            "0.0.0.0-255.255.255.255",
+            "x",
+            "10.0.0.1-",
+        ] {
+            let text = text.replace("10.0.0.9", bad);
+            assert!(serde_json::from_str::<PoolSubnet>(&text).is_err(), "{bad}");
+        }
     }
 
     #[test]

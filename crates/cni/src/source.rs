@@ -96,17 +96,21 @@ impl Source {
         if count > ADDRESSES_MAX {
             return Err(SourceError::TooMany { place: place(), count });
         }
-        let local = links::local_macs().map_err(|source| SourceError::Kernel { source })?;
+        let local = links::local_nics().map_err(|source| SourceError::Kernel { source })?;
         let told_macs: Vec<String> = told.iter().map(|s| s.mac.clone()).collect();
         let subnets: Vec<PoolSubnet> = told
             .into_iter()
-            .filter(|s| s.mac == "*" || local.contains(&s.mac))
+            .filter(|s| s.mac == "*" || local.contains_key(&s.mac))
+            .map(|s| PoolSubnet {
+                nic: local.get(&s.mac).cloned(),
+                ..s
+            })
             .collect();
         if subnets.is_empty() {
             return Err(SourceError::NoNic {
                 place: place(),
                 told: listing(&told_macs),
-                local: listing(&local),
+                local: listing(&local.into_keys().collect::<Vec<_>>()),
             });
         }
         Ok(Pool {
@@ -191,6 +195,7 @@ fn read(path: &Path) -> Result<Vec<PoolSubnet>, SourceError> {
             }
             out.push(PoolSubnet {
                 mac: mac.clone(),
+                nic: None,
                 primary_nic: interface.is_primary,
                 prefix: prefix.to_string(),
                 addresses,
@@ -242,6 +247,7 @@ pub fn parse_list(value: serde_json::Value) -> Result<Source, String> {
         }
         out.push(PoolSubnet {
             mac: mac(pool.mac.as_deref().unwrap_or("*"))?,
+            nic: None,
             primary_nic: true,
             prefix: prefix.to_string(),
             addresses,

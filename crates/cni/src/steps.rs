@@ -1,7 +1,7 @@
 //! Named steps at which tests end the process; nothing but a name in builds without debug assertions.
 
 /// Every step, in no particular order; each is passed by at least one verb in at least one mode.
-pub const ALL: [&str; 22] = [
+pub const ALL: [&str; 19] = [
     "state-written",
     "pool-learned",
     "reserved",
@@ -10,11 +10,8 @@ pub const ALL: [&str; 22] = [
     "tunnel-route",
     "tunnel-exception",
     "tunnel-rule",
-    "loopback-up",
     "veth-made",
-    "port-set",
     "pod-configured",
-    "host-set",
     "neighbour-set",
     "routed",
     "link-deleted",

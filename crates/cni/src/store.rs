@@ -7,9 +7,10 @@
 use std::{
     fs::File,
     io,
+    ops::{Deref, DerefMut},
     os::fd::AsFd,
     path::{Path, PathBuf},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use rustix::fs::FlockOperation;
@@ -78,6 +79,27 @@ pub fn boot_clock_ms() -> u64 {
     (t.tv_sec as u64).saturating_mul(1000) + (t.tv_nsec as u64) / 1_000_000
 }
 
+/// The state, and whether somebody wanted to change it.
+pub struct Tracked {
+    state: State,
+    dirty: bool,
+}
+
+impl Deref for Tracked {
+    type Target = State;
+
+    fn deref(&self) -> &State {
+        &self.state
+    }
+}
+
+impl DerefMut for Tracked {
+    fn deref_mut(&mut self) -> &mut State {
+        self.dirty = true;
+        &mut self.state
+    }
+}
+
 /// Access to one state directory.
 pub struct Store<'a> {
     dir: &'a Path,
@@ -101,15 +123,14 @@ impl<'a> Store<'a> {
         }
     }
 
-    /// Runs `f` on the state under the lock; writes it back if `f` changed it.
-    pub fn with<T>(&self, f: impl FnOnce(&mut State) -> T) -> Result<T, StoreError> {
+    /// Runs `f` on the state under the lock; writes it back if `f` borrowed it for changing.
+    pub fn with<T>(&self, f: impl FnOnce(&mut Tracked) -> T) -> Result<T, StoreError> {
         let _lock = self.lock()?;
-        let (mut state, mut dirty) = self.load()?;
-        let before = state.clone();
-        let out = f(&mut state);
-        dirty |= state != before;
-        if dirty {
-            self.save(state)?;
+        let (state, dirty) = self.load()?;
+        let mut tracked = Tracked { state, dirty };
+        let out = f(&mut tracked);
+        if tracked.dirty {
+            self.save(tracked.state)?;
         }
         Ok(out)
     }
@@ -121,22 +142,31 @@ impl<'a> Store<'a> {
 
     /// The lock is the open file's: it ends with the process, however that dies.
     fn lock(&self) -> Result<File, StoreError> {
-        std::fs::create_dir_all(self.dir).map_err(self.fail("making directory", self.dir))?;
         let path = self.dir.join("lock");
-        let file = File::options()
-            .create(true)
-            .append(true)
-            .open(&path)
-            .map_err(self.fail("opening lock", &path))?;
-        for _ in 0..LOCK_WAIT_MS_MAX {
+        let open = || File::options().create(true).append(true).open(&path);
+        let file = match open() {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                std::fs::create_dir_all(self.dir).map_err(self.fail("making directory", self.dir))?;
+                open()
+            }
+            other => other,
+        }
+        .map_err(self.fail("opening lock", &path))?;
+        let end = Instant::now() + Duration::from_millis(LOCK_WAIT_MS_MAX);
+        let mut pause = Duration::from_micros(20);
+        loop {
             match rustix::fs::flock(file.as_fd(), FlockOperation::NonBlockingLockExclusive) {
                 Ok(()) => return Ok(file),
                 Err(rustix::io::Errno::WOULDBLOCK | rustix::io::Errno::INTR) => {}
                 Err(e) => return Err(self.fail("locking", &path)(e.into())),
             }
-            std::thread::sleep(Duration::from_millis(1));
+            if Instant::now() >= end {
+                return Err(StoreError::Locked { path });
+            }
+            // The lock is held for a fraction of a millisecond.
+            std::thread::sleep(pause);
+            pause = (pause * 2).min(Duration::from_millis(1));
         }
-        Err(StoreError::Locked { path })
     }
 
     /// The state, and whether it must be written even if nothing changes.
@@ -146,7 +176,9 @@ impl<'a> Store<'a> {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return self.rebuilt(),
             Err(e) => return Err(self.fail("opening state", &path)(e)),
             Ok(file) => {
-                let mut raw = Vec::new();
+                let size = file.metadata().map_or(0, |m| m.len()).min(FILE_BYTES_MAX);
+                // One byte more, so that the end is seen without growing.
+                let mut raw = Vec::with_capacity(size as usize + 1);
                 io::Read::read_to_end(&mut io::Read::take(file, FILE_BYTES_MAX), &mut raw)
                     .map_err(self.fail("reading state", &path))?;
                 raw

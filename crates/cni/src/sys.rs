@@ -2,9 +2,11 @@
 
 use std::{io, mem, os::fd::AsRawFd};
 
+use rustix::net::{AddressFamily, SocketType};
+
 /// Number of the calling thread's network namespace: never used twice within a boot.
 pub fn netns_cookie() -> io::Result<u64> {
-    let socket = std::net::UdpSocket::bind("127.0.0.1:0").or_else(|_| std::net::UdpSocket::bind("0.0.0.0:0"))?;
+    let socket = rustix::net::socket(AddressFamily::UNIX, SocketType::DGRAM, None)?;
     let mut cookie = 0u64;
     let mut len = mem::size_of::<u64>() as libc::socklen_t;
     // JUSTIFICATION: no safe crate in the tree offers SO_NETNS_COOKIE.

@@ -5,16 +5,18 @@
 //! host's end. Routes and neighbours end with the link, so a crash at any step leaves at most one link that DEL or GC
 //! finds by name.
 
-use std::net::{IpAddr, Ipv4Addr};
-
-use ipnet::{IpNet, Ipv4Net};
-use linux::{
-    netlink::{self, Address, Mac, Neighbour, Request, Route, RouteEntry, Veth, VethPeer},
-    netns::NetNs,
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    os::fd::AsFd,
 };
 
+use ipnet::{IpNet, Ipv4Net};
+use linux::netlink::{self, Address, Ipv4Conf, Mac, Request, RouteEntry, Veth, VethPeer};
+
 use crate::{
-    links::{Attached, KernelError, Owner, Plan, default_route, differs, doing, loopback_up, remove_link, set},
+    links::{
+        Attached, Ends, KernelError, Owner, Plan, Prepared, default_route, differs, doing, forward_from, permanent,
+    },
     steps,
 };
 
@@ -28,16 +30,10 @@ pub const HOST_MAC: Mac = [0xaa; 6];
 ///
 /// # Errors
 /// The caller rolls back with [`crate::links::detach`]; nothing else is left.
-pub fn attach(ns: &NetNs, plan: &Plan) -> Result<Attached, KernelError> {
+pub fn attach(ends: &mut Ends<'_>, prepared: Prepared, plan: &Plan) -> Result<Attached, KernelError> {
     let name = plan.owner.key.link_name();
-    let mut host = Route::open().map_err(doing("opening the host's namespace"))?;
-    let mut pod = Route::open_in(ns).map_err(doing("opening the pod's namespace"))?;
-    remove_link(&mut host, &name, &plan.owner.key)?;
-
-    loopback_up(&mut pod)?;
-    steps::reached("loopback-up");
     let pod_mac = plan.owner.key.mac();
-    let veth = Veth {
+    let create = Request::create_veth(&Veth {
         name: name.clone(),
         mac: Some(HOST_MAC),
         mtu: Some(plan.mtu),
@@ -46,70 +42,47 @@ pub fn attach(ns: &NetNs, plan: &Plan) -> Result<Attached, KernelError> {
             name: plan.ifname.clone(),
             mac: Some(pod_mac),
             mtu: Some(plan.mtu),
-            netns: Some(std::os::fd::AsFd::as_fd(ns)),
+            netns: Some(ends.ns.as_fd()),
         },
-    };
-    host.run(Request::create_veth(&veth))
-        .map_err(doing(format!("making the veth pair {name} and {}", plan.ifname)))?;
+    });
+    let (outer, inner) = ends.make(&create, &name, plan)?;
     steps::reached("veth-made");
-    let host_index = host
-        .need_link(&name)
-        .map_err(doing(format!("looking for {name}")))?
-        .index;
-    let pod_link = pod
-        .need_link(&plan.ifname)
-        .map_err(doing("looking for the pod's link"))?
-        .index;
 
-    let gateway = Neighbour {
-        link: pod_link,
-        address: GATEWAY.into(),
-        mac: Some(HOST_MAC),
-        proxy: false,
-        permanent: true,
-    };
-    let mut inside = vec![Request::set_up(pod_link, true)];
+    let mut inside = prepared.requests();
+    inside.push(Request::set_up(inner, true));
     inside.extend(plan.addresses.iter().map(|a| {
         Request::add_address(&Address {
-            link: pod_link,
+            link: inner,
             address: IpNet::from(IpAddr::V4(a.addr())),
             no_prefix_route: false,
         })
     }));
-    inside.push(Request::add_neighbour(&gateway));
+    inside.push(Request::add_neighbour(&permanent(inner, GATEWAY.into(), HOST_MAC)));
     inside.push(Request::add_route(&RouteEntry::via_gateway(
         default_route(),
-        pod_link,
+        inner,
         GATEWAY,
     )));
-    pod.run_all(&inside)
+    ends.pod
+        .run_all(&inside)
         .map_err(doing(format!("configuring {} in the pod", plan.ifname)))?;
-
     steps::reached("pod-configured");
-    for link in [&name, &plan.master.name] {
-        set(link, "forwarding", "1")?;
-    }
-    // Answers a pod that lost the neighbour entry of its gateway.
-    set(&name, "proxy_arp", "1")?;
-    steps::reached("host-set");
 
+    forward_from(&plan.master)?;
     // The route comes last: traffic reaches the pod only when the pod can answer.
-    let mut outside = vec![Request::set_alias(host_index, &plan.owner.alias())];
+    let conf = Ipv4Conf {
+        forwarding: Some(true),
+        // Answers a pod that lost the neighbour entry of its gateway.
+        proxy_arp: Some(true),
+    };
+    let mut outside = vec![Request::change_link(outer).alias(&plan.owner.alias()).ipv4_conf(conf)];
     for address in &plan.addresses {
         let address = IpAddr::V4(address.addr());
-        outside.push(Request::add_neighbour(&Neighbour {
-            link: host_index,
-            address,
-            mac: Some(pod_mac),
-            proxy: false,
-            permanent: true,
-        }));
-        outside.push(Request::add_route(&RouteEntry::via_link(
-            IpNet::from(address),
-            host_index,
-        )));
+        outside.push(Request::add_neighbour(&permanent(outer, address, pod_mac)));
+        outside.push(Request::add_route(&RouteEntry::via_link(IpNet::from(address), outer)));
     }
-    host.run_all(&outside)
+    ends.host
+        .run_all(&outside)
         .map_err(doing(format!("configuring {name} on the host")))?;
     steps::reached("routed");
 
@@ -124,10 +97,9 @@ pub fn attach(ns: &NetNs, plan: &Plan) -> Result<Attached, KernelError> {
 }
 
 /// Compares the kernel with what the plan would make; the first difference is the error.
-pub fn check(ns: &NetNs, owner: &Owner, ifname: &str, addresses: &[Ipv4Addr]) -> Result<(), KernelError> {
+pub fn check(ends: &mut Ends<'_>, owner: &Owner, ifname: &str, addresses: &[Ipv4Addr]) -> Result<(), KernelError> {
     let name = owner.key.link_name();
-    let mut host = Route::open().map_err(doing("opening the host's namespace"))?;
-    let mut pod = Route::open_in(ns).map_err(doing("opening the pod's namespace"))?;
+    let Ends { host, pod, .. } = ends;
     let reading = || "reading the kernel's tables".to_owned();
 
     let outer = host.link(&name).map_err(doing(reading()))?;

@@ -59,6 +59,7 @@ pub fn parse(text: &str) -> Result<Vec<PoolSubnet>, WireError> {
                 .map(|a| IpAddr::V4(a.address));
             out.push(PoolSubnet {
                 mac: mac.clone(),
+                nic: None,
                 primary_nic: interface.primary,
                 prefix: subnet.prefix.to_string(),
                 addresses: pods.filter(|a| seen.insert(*a)).collect(),

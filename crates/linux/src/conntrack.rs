@@ -8,9 +8,9 @@ use std::collections::BTreeSet;
 use std::io;
 use std::net::Ipv4Addr;
 
-use crate::netlink::{Error, Frame, Socket, attributes, error_of};
+use crate::netlink::{Attributes, Error, Frame, Socket, attributes, error_of};
 use crate::netns::NetNs;
-use crate::nft::{Attributes, frame};
+use crate::nft::frame;
 
 const NETLINK_NETFILTER: isize = 12;
 const SUBSYSTEM: u16 = 1;

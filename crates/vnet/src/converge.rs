@@ -290,9 +290,10 @@ fn since(route: &mut Route, known: &NamespacePlan, plan: &NamespacePlan) -> Resu
 
 fn rule(rule: &PlannedRule) -> RoutingRule {
     RoutingRule {
+        v6: false,
         priority: RULE_PRIORITY,
-        mark: rule.mark,
-        mask: rule.mask,
+        iif: None,
+        mark: Some((rule.mark, rule.mask)),
         table: rule.table,
     }
 }

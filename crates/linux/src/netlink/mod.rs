@@ -3,20 +3,21 @@
 
 use std::io;
 
-use netlink_packet_core::{NLMSG_DONE, NLMSG_ERROR};
 use netlink_sys::SocketAddr;
 use thiserror::Error;
 
 mod request;
 mod route;
 mod types;
+mod wire;
 
 pub use request::Request;
 pub use route::Route;
 pub use types::{
-    Address, BridgePort, Forwarding, Link, Mac, Neighbour, PolicyRule, RouteEntry, RouteKind, RoutingRule, Veth,
+    Address, BridgePort, Forwarding, Ipv4Conf, Link, Mac, Neighbour, RouteEntry, RouteKind, RoutingRule, Veth,
     VethPeer, Vxlan, format_mac,
 };
+use wire::{NLMSG_DONE, NLMSG_ERROR};
 
 const HEADER_LEN: usize = 16;
 const NLM_F_CAPPED: u16 = 0x100;
@@ -62,6 +63,57 @@ impl Error {
     }
 }
 
+/// Builds attributes, nested ones too, into one buffer.
+#[derive(Default)]
+pub(crate) struct Attributes(pub Vec<u8>);
+
+impl Attributes {
+    pub fn bytes(&mut self, kind: u16, value: &[u8]) -> &mut Self {
+        let size = (4 + value.len()) as u16;
+        self.0.extend(size.to_ne_bytes());
+        self.0.extend(kind.to_ne_bytes());
+        self.0.extend(value);
+        self.0.resize(self.0.len().next_multiple_of(4), 0);
+        self
+    }
+
+    pub fn u8(&mut self, kind: u16, value: u8) -> &mut Self {
+        self.bytes(kind, &[value])
+    }
+
+    /// In the machine's byte order, as the routing family has its numbers.
+    pub fn number(&mut self, kind: u16, value: u32) -> &mut Self {
+        self.bytes(kind, &value.to_ne_bytes())
+    }
+
+    /// In network byte order, as the packet filter's families have theirs.
+    pub fn u32(&mut self, kind: u16, value: u32) -> &mut Self {
+        self.bytes(kind, &value.to_be_bytes())
+    }
+
+    /// In network byte order.
+    pub fn u64(&mut self, kind: u16, value: u64) -> &mut Self {
+        self.bytes(kind, &value.to_be_bytes())
+    }
+
+    pub fn text(&mut self, kind: u16, value: &str) -> &mut Self {
+        let mut with_end = value.as_bytes().to_vec();
+        with_end.push(0);
+        self.bytes(kind, &with_end)
+    }
+
+    pub fn nest(&mut self, kind: u16, fill: impl FnOnce(&mut Self)) -> &mut Self {
+        const NESTED: u16 = 0x8000;
+        let start = self.0.len();
+        self.0.extend([0; 4]);
+        fill(self);
+        let size = (self.0.len() - start) as u16;
+        self.0[start..start + 2].copy_from_slice(&size.to_ne_bytes());
+        self.0[start + 2..start + 4].copy_from_slice(&(kind | NESTED).to_ne_bytes());
+        self
+    }
+}
+
 /// One message as received: type, flags, sequence and payload.
 pub(crate) struct Frame<'a> {
     pub kind: u16,
@@ -79,8 +131,8 @@ pub(crate) struct Socket {
 impl Socket {
     pub(crate) fn open(protocol: isize) -> Result<Self, Error> {
         let open = || -> io::Result<netlink_sys::Socket> {
-            let mut s = netlink_sys::Socket::new(protocol)?;
-            s.bind_auto()?;
+            let s = netlink_sys::Socket::new(protocol)?;
+            // Only the kernel may answer. This also gives the socket an address of its own.
             s.connect(&SocketAddr::new(0, 0))?;
             s.set_ext_ack(true)?;
             s.set_cap_ack(true)?;

@@ -1,38 +1,34 @@
 //! One change each, ready to be sent alone or many in one datagram.
+//!
+//! # Source
+//! `linux/rtnetlink.h`, `if_link.h`, `if_addr.h`, `neighbour.h`, `fib_rules.h` of Linux 6.12; the numbers are ABI.
 
 use std::net::IpAddr;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use ipnet::IpNet;
-use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
-};
-use netlink_packet_route::RouteNetlinkMessage as Message;
-use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope};
-use netlink_packet_route::link::{
-    InfoBridge, InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind, InfoVeth, InfoVxlan, LinkAttribute,
-    LinkFlags, LinkInfo, LinkMessage,
-};
-use netlink_packet_route::neighbour::{
-    NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
-};
-use netlink_packet_route::route::{
-    RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteProtocol, RouteScope, RouteType,
-};
 
-use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
-
+use super::Attributes;
 use super::types::{
-    Address, BridgePort, Forwarding, Mac, Neighbour, PolicyRule, RouteEntry, RouteKind, RoutingRule, Veth, VethPeer,
+    Address, BridgePort, Forwarding, Ipv4Conf, Mac, Neighbour, RouteEntry, RouteKind, RoutingRule, Veth, VethPeer,
     Vxlan,
 };
+use super::wire::{self, fra, ifa, ifla, nda, rta, rtm};
+
+const NLM_F_REQUEST: u16 = 1;
+const NLM_F_ACK: u16 = 4;
+const NLM_F_REPLACE: u16 = 0x100;
+const NLM_F_EXCL: u16 = 0x200;
+const NLM_F_CREATE: u16 = 0x400;
 
 /// A change to the kernel's routing state. Additions replace what is there with the same key; deletions succeed if the
 /// thing is not there. Only link creation refuses an existing name.
 #[derive(Clone, Debug)]
 pub struct Request {
-    message: Message,
+    kind: u16,
     flags: u16,
+    /// Fixed header and attributes.
+    body: Vec<u8>,
     /// For error texts.
     pub(super) what: String,
     /// Error numbers that mean "already so".
@@ -40,10 +36,11 @@ pub struct Request {
 }
 
 impl Request {
-    fn new(message: Message, flags: u16, what: String) -> Self {
+    fn new(kind: u16, flags: u16, body: Attributes, what: String) -> Self {
         Self {
-            message,
+            kind,
             flags,
+            body: body.0,
             what,
             tolerated: &[],
         }
@@ -54,425 +51,438 @@ impl Request {
     }
 
     /// Encodes with a sequence number, acknowledgement asked for.
-    pub(super) fn encode(&self, sequence: u32, out: &mut Vec<u8>) {
-        let mut header = NetlinkHeader::default();
-        header.flags = NLM_F_REQUEST | NLM_F_ACK | self.flags;
-        header.sequence_number = sequence;
-        let mut message = NetlinkMessage::new(header, NetlinkPayload::InnerMessage(self.message.clone()));
-        message.finalize();
-        let start = out.len();
-        out.resize(start + message.buffer_len().next_multiple_of(4), 0);
-        message.serialize(&mut out[start..]);
+    pub(super) fn encode(&self, sequence: u32, more_flags: u16, out: &mut Vec<u8>) {
+        let flags = NLM_F_REQUEST | NLM_F_ACK | self.flags | more_flags;
+        wire::message(self.kind, flags, sequence, &self.body, out);
+    }
+
+    /// More attributes for a request about a link; no effect on other requests.
+    fn with(self, fill: impl FnOnce(&mut Attributes)) -> Self {
+        if self.kind != rtm::NEWLINK {
+            return self;
+        }
+        let mut body = Attributes(self.body);
+        fill(&mut body);
+        Self { body: body.0, ..self }
     }
 
     /// Makes a veth pair; `EEXIST` if either name is taken.
     pub fn create_veth(veth: &Veth<'_>) -> Self {
         let VethPeer { name, mac, mtu, netns } = &veth.peer;
-        let mut peer = link_message(0);
-        peer.attributes.push(LinkAttribute::IfName(name.clone()));
-        peer.attributes.extend(hardware(*mac, *mtu));
-        peer.attributes
-            .extend(netns.map(|ns| LinkAttribute::NetNsFd(ns.as_raw_fd())));
-        let mut link = link_message(0);
-        set_flag(&mut link, veth.up);
-        link.attributes.push(LinkAttribute::IfName(veth.name.clone()));
-        link.attributes.extend(hardware(veth.mac, veth.mtu));
-        link.attributes.push(LinkAttribute::LinkInfo(vec![
-            LinkInfo::Kind(InfoKind::Veth),
-            LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer))),
-        ]));
-        Self::new(
-            Message::NewLink(link),
-            NLM_F_CREATE | NLM_F_EXCL,
-            format!("make veth {} - {name}", veth.name),
-        )
+        let mut link = link_message(0, Some(veth.up));
+        link.text(ifla::IFNAME, &veth.name);
+        hardware(&mut link, veth.mac, veth.mtu);
+        one_queue(&mut link);
+        link.nest(ifla::LINKINFO, |info| {
+            info.text(ifla::INFO_KIND, "veth").nest(ifla::INFO_DATA, |data| {
+                data.nest(ifla::VETH_INFO_PEER, |peer| {
+                    peer.0.extend(link_message(0, None).0);
+                    peer.text(ifla::IFNAME, name);
+                    hardware(peer, *mac, *mtu);
+                    one_queue(peer);
+                    in_netns(peer, *netns);
+                });
+            });
+        });
+        let what = format!("make veth {} - {name}", veth.name);
+        Self::new(rtm::NEWLINK, NLM_F_CREATE | NLM_F_EXCL, link, what)
     }
 
     /// Puts the link that a creation makes into a group, for [`Request::delete_group`]; no effect on other requests.
-    pub fn in_group(mut self, group: u32) -> Self {
-        if let Message::NewLink(link) = &mut self.message {
-            link.attributes.push(LinkAttribute::Group(group));
-        }
-        self
+    pub fn in_group(self, group: u32) -> Self {
+        self.with(|link| {
+            link.number(ifla::GROUP, group);
+        })
     }
 
     /// Makes the link that a creation makes a port of a bridge; no effect on other requests.
-    pub fn on_bridge(mut self, bridge: u32) -> Self {
-        if let Message::NewLink(link) = &mut self.message {
-            link.attributes.push(LinkAttribute::Controller(bridge));
-        }
-        self
+    pub fn on_bridge(self, bridge: u32) -> Self {
+        self.with(|link| {
+            link.number(ifla::MASTER, bridge);
+        })
     }
 
     /// Makes a bridge, up, with a MAC of its own: left alone it would take over that of one of its ports. It has no
     /// multicast snooping, since frames for groups go to every port anyway where nobody asks for groups.
     pub fn create_bridge(name: &str, mac: Mac, mtu: Option<u32>) -> Self {
-        let mut link = link_message(0);
-        set_flag(&mut link, true);
-        link.attributes.push(LinkAttribute::IfName(name.to_owned()));
-        link.attributes.extend(hardware(Some(mac), mtu));
-        link.attributes.push(LinkAttribute::LinkInfo(vec![
-            LinkInfo::Kind(InfoKind::Bridge),
-            LinkInfo::Data(InfoData::Bridge(vec![InfoBridge::MulticastSnooping(false)])),
-        ]));
+        let mut link = link_message(0, Some(true));
+        link.text(ifla::IFNAME, name);
+        hardware(&mut link, Some(mac), mtu);
+        link.nest(ifla::LINKINFO, |info| {
+            info.text(ifla::INFO_KIND, "bridge").nest(ifla::INFO_DATA, |data| {
+                data.u8(ifla::BR_MCAST_SNOOPING, 0);
+            });
+        });
         Self::new(
-            Message::NewLink(link),
+            rtm::NEWLINK,
             NLM_F_CREATE | NLM_F_EXCL,
+            link,
             format!("make bridge {name}"),
-        )
-    }
-
-    /// The link must be a bridge's port already.
-    pub fn set_bridge_port(link: u32, port: BridgePort) -> Self {
-        let mut message = link_message(link);
-        message.attributes.push(LinkAttribute::LinkInfo(vec![
-            LinkInfo::PortKind(InfoPortKind::Bridge),
-            LinkInfo::PortData(InfoPortData::BridgePort(vec![
-                InfoBridgePort::HairpinMode(port.hairpin),
-                InfoBridgePort::Isolated(port.isolated),
-            ])),
-        ]));
-        Self::new(
-            Message::NewLink(message),
-            0,
-            format!("set how the bridge treats link {link}"),
         )
     }
 
     /// Makes a VXLAN device without learning; its forwarding entries are set one by one.
     pub fn create_vxlan(vxlan: &Vxlan<'_>) -> Self {
-        let mut link = link_message(0);
-        link.attributes.push(LinkAttribute::IfName(vxlan.name.clone()));
-        link.attributes.extend(hardware(vxlan.mac, vxlan.mtu));
-        link.attributes
-            .extend(vxlan.netns.map(|ns| LinkAttribute::NetNsFd(ns.as_raw_fd())));
-        link.attributes.push(LinkAttribute::LinkInfo(vec![
-            LinkInfo::Kind(InfoKind::Vxlan),
-            LinkInfo::Data(InfoData::Vxlan(vec![
-                InfoVxlan::Id(vxlan.vni),
-                InfoVxlan::Local(vxlan.local),
-                InfoVxlan::Port(vxlan.port),
-                InfoVxlan::Learning(false),
-            ])),
-        ]));
+        let mut link = link_message(0, None);
+        link.text(ifla::IFNAME, &vxlan.name);
+        hardware(&mut link, vxlan.mac, vxlan.mtu);
+        in_netns(&mut link, vxlan.netns);
+        link.nest(ifla::LINKINFO, |info| {
+            info.text(ifla::INFO_KIND, "vxlan").nest(ifla::INFO_DATA, |data| {
+                data.number(ifla::VXLAN_ID, vxlan.vni)
+                    .bytes(ifla::VXLAN_LOCAL, &vxlan.local.octets())
+                    .bytes(ifla::VXLAN_PORT, &vxlan.port.to_be_bytes())
+                    .u8(ifla::VXLAN_LEARNING, 0);
+            });
+        });
         Self::new(
-            Message::NewLink(link),
+            rtm::NEWLINK,
             NLM_F_CREATE | NLM_F_EXCL,
+            link,
             format!("make vxlan {}", vxlan.name),
         )
     }
 
+    /// A change of a link that is there, without any part yet: see [`Request::alias`], [`Request::bridge_port`],
+    /// [`Request::ipv4_conf`].
+    pub fn change_link(link: u32) -> Self {
+        Self::new(rtm::NEWLINK, 0, link_message(link, None), format!("change link {link}"))
+    }
+
+    /// Adds free text that stays with the link to a [`Request::change_link`].
+    pub fn alias(self, alias: &str) -> Self {
+        self.with(|link| {
+            link.bytes(ifla::IFALIAS, alias.as_bytes());
+        })
+    }
+
+    /// Adds what a bridge does with the link to a [`Request::change_link`]; the link must be its port already.
+    pub fn bridge_port(self, port: BridgePort) -> Self {
+        self.with(|link| {
+            link.nest(ifla::LINKINFO, |info| {
+                info.text(ifla::INFO_SLAVE_KIND, "bridge")
+                    .nest(ifla::INFO_SLAVE_DATA, |data| {
+                        data.u8(ifla::BRPORT_MODE, port.hairpin.into())
+                            .u8(ifla::BRPORT_ISOLATED, port.isolated.into());
+                    });
+            });
+        })
+    }
+
+    /// Adds IPv4 settings to a [`Request::change_link`]: the same as the link's files below `net/ipv4/conf`, without
+    /// opening any of them. A NIC that merges segments (LRO) keeps merging, unlike after a write to its `forwarding`.
+    pub fn ipv4_conf(self, conf: Ipv4Conf) -> Self {
+        self.with(|link| {
+            link.nest(ifla::AF_SPEC, |families| {
+                families.nest(wire::AF_INET.into(), |inet| {
+                    inet.nest(ifla::INET_CONF, |values| {
+                        for (id, value) in [
+                            (wire::DEVCONF_FORWARDING, conf.forwarding),
+                            (wire::DEVCONF_PROXY_ARP, conf.proxy_arp),
+                        ] {
+                            if let Some(on) = value {
+                                values.number(id, on.into());
+                            }
+                        }
+                    });
+                });
+            });
+        })
+    }
+
+    /// The link must be a bridge's port already.
+    pub fn set_bridge_port(link: u32, port: BridgePort) -> Self {
+        let what = format!("set how the bridge treats link {link}");
+        Self {
+            what,
+            ..Self::change_link(link).bridge_port(port)
+        }
+    }
+
     pub fn set_up(link: u32, up: bool) -> Self {
-        let mut message = link_message(link);
-        message.header.change_mask = LinkFlags::Up;
-        set_flag(&mut message, up);
-        Self::new(
-            Message::SetLink(message),
-            0,
-            format!("set link {link} {}", if up { "up" } else { "down" }),
-        )
+        let what = format!("set link {link} {}", if up { "up" } else { "down" });
+        Self::new(rtm::SETLINK, 0, link_message(link, Some(up)), what)
     }
 
     pub fn set_mtu(link: u32, mtu: u32) -> Self {
-        Self::link_attribute(
-            link,
-            LinkAttribute::Mtu(mtu),
-            format!("set the MTU of link {link} to {mtu}"),
-        )
+        let what = format!("set the MTU of link {link} to {mtu}");
+        Self::link_attribute(link, ifla::MTU, &mtu.to_ne_bytes(), what)
     }
 
     pub fn set_mac(link: u32, mac: Mac) -> Self {
         let what = format!("set the MAC of link {link} to {}", super::format_mac(mac));
-        Self::link_attribute(link, LinkAttribute::Address(mac.to_vec()), what)
+        Self::link_attribute(link, ifla::ADDRESS, &mac, what)
     }
 
     /// The link must be down.
     pub fn rename(link: u32, name: &str) -> Self {
-        Self::link_attribute(
-            link,
-            LinkAttribute::IfName(name.to_owned()),
-            format!("rename link {link} to {name}"),
-        )
+        let with_end: Vec<u8> = name.bytes().chain([0]).collect();
+        Self::link_attribute(link, ifla::IFNAME, &with_end, format!("rename link {link} to {name}"))
     }
 
     /// Free text that stays with the link.
     pub fn set_alias(link: u32, alias: &str) -> Self {
-        Self::link_attribute(
-            link,
-            LinkAttribute::IfAlias(alias.to_owned()),
-            format!("set the alias of link {link}"),
-        )
+        let what = format!("set the alias of link {link}");
+        Self::link_attribute(link, ifla::IFALIAS, alias.as_bytes(), what)
     }
 
     /// Puts the link into a group, so that [`Request::delete_group`] can end many at once.
     pub fn set_group(link: u32, group: u32) -> Self {
-        Self::link_attribute(
-            link,
-            LinkAttribute::Group(group),
-            format!("set the group of link {link} to {group}"),
-        )
+        let what = format!("set the group of link {link} to {group}");
+        Self::link_attribute(link, ifla::GROUP, &group.to_ne_bytes(), what)
     }
 
     pub fn move_to(link: u32, netns: BorrowedFd<'_>) -> Self {
         let what = format!("move link {link} to another network namespace");
-        Self::link_attribute(link, LinkAttribute::NetNsFd(netns.as_raw_fd()), what)
+        let mut message = link_message(link, None);
+        in_netns(&mut message, Some(netns));
+        Self::new(rtm::SETLINK, 0, message, what)
     }
 
-    fn link_attribute(link: u32, attribute: LinkAttribute, what: String) -> Self {
-        let mut message = link_message(link);
-        message.attributes.push(attribute);
-        Self::new(Message::SetLink(message), 0, what)
+    fn link_attribute(link: u32, kind: u16, value: &[u8], what: String) -> Self {
+        let mut message = link_message(link, None);
+        message.bytes(kind, value);
+        Self::new(rtm::SETLINK, 0, message, what)
     }
 
     pub fn delete_link(link: u32) -> Self {
-        Self::new(Message::DelLink(link_message(link)), 0, format!("delete link {link}")).tolerating(&[libc::ENODEV])
+        let what = format!("delete link {link}");
+        Self::new(rtm::DELLINK, 0, link_message(link, None), what).tolerating(&[libc::ENODEV])
     }
 
     pub fn delete_link_named(name: &str) -> Self {
-        let mut message = link_message(0);
-        message.attributes.push(LinkAttribute::IfName(name.to_owned()));
-        Self::new(Message::DelLink(message), 0, format!("delete link {name}")).tolerating(&[libc::ENODEV])
+        let mut message = link_message(0, None);
+        message.text(ifla::IFNAME, name);
+        Self::new(rtm::DELLINK, 0, message, format!("delete link {name}")).tolerating(&[libc::ENODEV])
     }
 
     /// Deletes every link of `group` with one wait for the kernel's grace period instead of one per link.
     pub fn delete_group(group: u32) -> Self {
-        let mut message = link_message(0);
-        message.attributes.push(LinkAttribute::Group(group));
-        Self::new(Message::DelLink(message), 0, format!("delete link group {group}")).tolerating(&[libc::ENODEV])
+        let mut message = link_message(0, None);
+        message.number(ifla::GROUP, group);
+        Self::new(rtm::DELLINK, 0, message, format!("delete link group {group}")).tolerating(&[libc::ENODEV])
     }
 
     pub fn add_address(address: &Address) -> Self {
         let what = format!("add address {} to link {}", address.address, address.link);
         Self::new(
-            Message::NewAddress(address_message(address)),
+            rtm::NEWADDR,
             NLM_F_CREATE | NLM_F_REPLACE,
+            address_message(address),
             what,
         )
     }
 
     pub fn delete_address(address: &Address) -> Self {
         let what = format!("delete address {} of link {}", address.address, address.link);
-        Self::new(Message::DelAddress(address_message(address)), 0, what)
-            .tolerating(&[libc::EADDRNOTAVAIL, libc::ENODEV])
+        Self::new(rtm::DELADDR, 0, address_message(address), what).tolerating(&[libc::EADDRNOTAVAIL, libc::ENODEV])
     }
 
     pub fn add_route(route: &RouteEntry) -> Self {
         let what = format!("add route to {}", route.destination);
-        Self::new(
-            Message::NewRoute(route_message(route)),
-            NLM_F_CREATE | NLM_F_REPLACE,
-            what,
-        )
+        Self::new(rtm::NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE, route_message(route), what)
     }
 
     pub fn delete_route(route: &RouteEntry) -> Self {
         let what = format!("delete route to {}", route.destination);
-        Self::new(Message::DelRoute(route_message(route)), 0, what).tolerating(&[libc::ESRCH, libc::ENODEV])
-    }
-
-    pub fn add_policy_rule(rule: &PolicyRule) -> Self {
-        let what = format!("add policy rule for packets from {}", rule.iif);
-        // Without EXCL the kernel would keep the same rule many times.
-        Self::new(Message::NewRule(policy_rule(rule)), NLM_F_CREATE | NLM_F_EXCL, what).tolerating(&[libc::EEXIST])
-    }
-
-    pub fn delete_policy_rule(rule: &PolicyRule) -> Self {
-        let what = format!("delete policy rule for packets from {}", rule.iif);
-        Self::new(Message::DelRule(policy_rule(rule)), 0, what).tolerating(&[libc::ENOENT])
+        Self::new(rtm::DELROUTE, 0, route_message(route), what).tolerating(&[libc::ESRCH, libc::ENODEV])
     }
 
     /// Also succeeds if the rule is there.
     pub fn add_rule(rule: &RoutingRule) -> Self {
-        let what = format!("add routing rule for mark {:#x}", rule.mark);
-        Self::new(Message::NewRule(rule_message(rule)), NLM_F_CREATE | NLM_F_EXCL, what).tolerating(&[libc::EEXIST])
+        // Without EXCL the kernel would keep the same rule many times.
+        Self::new(
+            rtm::NEWRULE,
+            NLM_F_CREATE | NLM_F_EXCL,
+            rule_message(rule),
+            format!("add {rule}"),
+        )
+        .tolerating(&[libc::EEXIST])
     }
 
     pub fn delete_rule(rule: &RoutingRule) -> Self {
-        let what = format!("delete routing rule for mark {:#x}", rule.mark);
-        Self::new(Message::DelRule(rule_message(rule)), 0, what).tolerating(&[libc::ENOENT])
+        Self::new(rtm::DELRULE, 0, rule_message(rule), format!("delete {rule}")).tolerating(&[libc::ENOENT])
     }
 
     pub fn add_neighbour(neighbour: &Neighbour) -> Self {
         let what = format!("add neighbour {} on link {}", neighbour.address, neighbour.link);
         Self::new(
-            Message::NewNeighbour(neighbour_message(neighbour)),
+            rtm::NEWNEIGH,
             NLM_F_CREATE | NLM_F_REPLACE,
+            neighbour_message(neighbour),
             what,
         )
     }
 
     pub fn delete_neighbour(neighbour: &Neighbour) -> Self {
         let what = format!("delete neighbour {} of link {}", neighbour.address, neighbour.link);
-        Self::new(Message::DelNeighbour(neighbour_message(neighbour)), 0, what)
-            .tolerating(&[libc::ENOENT, libc::ENODEV])
+        Self::new(rtm::DELNEIGH, 0, neighbour_message(neighbour), what).tolerating(&[libc::ENOENT, libc::ENODEV])
     }
 
     pub fn add_forwarding(forwarding: &Forwarding) -> Self {
         let what = format!("lead frames on link {} to {}", forwarding.link, forwarding.to);
         Self::new(
-            Message::NewNeighbour(forwarding_message(forwarding)),
+            rtm::NEWNEIGH,
             NLM_F_CREATE | NLM_F_REPLACE,
+            forwarding_message(forwarding),
             what,
         )
     }
 
     pub fn delete_forwarding(forwarding: &Forwarding) -> Self {
         let what = format!("lead no frames on link {} to {}", forwarding.link, forwarding.to);
-        Self::new(Message::DelNeighbour(forwarding_message(forwarding)), 0, what)
-            .tolerating(&[libc::ENOENT, libc::ENODEV])
+        Self::new(rtm::DELNEIGH, 0, forwarding_message(forwarding), what).tolerating(&[libc::ENOENT, libc::ENODEV])
     }
+}
+
+/// `struct ifinfomsg`; `up` sets or clears that flag alone.
+fn link_message(index: u32, up: Option<bool>) -> Attributes {
+    let flags = u32::from(up == Some(true)) * wire::IFF_UP;
+    let change = u32::from(up.is_some()) * wire::IFF_UP;
+    let mut out = Vec::with_capacity(192);
+    out.extend([0; 4]);
+    for part in [index, flags, change] {
+        out.extend(part.to_ne_bytes());
+    }
+    Attributes(out)
+}
+
+fn hardware(link: &mut Attributes, mac: Option<Mac>, mtu: Option<u32>) {
+    if let Some(mac) = mac {
+        link.bytes(ifla::ADDRESS, &mac);
+    }
+    if let Some(mtu) = mtu {
+        link.number(ifla::MTU, mtu);
+    }
+}
+
+/// A veth has one queue each way unless asked for more; but not asked at all, the kernel makes one per processor, takes
+/// all but one out of use and waits for a grace period, at both ends and with every other change of a link waiting too.
+fn one_queue(veth: &mut Attributes) {
+    veth.number(ifla::NUM_TX_QUEUES, 1).number(ifla::NUM_RX_QUEUES, 1);
+}
+
+fn in_netns(link: &mut Attributes, netns: Option<BorrowedFd<'_>>) {
+    if let Some(netns) = netns {
+        link.bytes(ifla::NET_NS_FD, &netns.as_raw_fd().to_ne_bytes());
+    }
+}
+
+/// An address attribute in the family's length.
+fn put(out: &mut Attributes, kind: u16, address: IpAddr) {
+    match address {
+        IpAddr::V4(a) => out.bytes(kind, &a.octets()),
+        IpAddr::V6(a) => out.bytes(kind, &a.octets()),
+    };
+}
+
+/// `struct ifaddrmsg`.
+fn address_message(address: &Address) -> Attributes {
+    const SCOPE_HOST: u8 = 254;
+    let ip = address.address.addr();
+    let scope = if ip.is_loopback() { SCOPE_HOST } else { 0 };
+    let mut out = Attributes(vec![wire::family(ip), address.address.prefix_len(), 0, scope]);
+    out.0.extend(address.link.to_ne_bytes());
+    put(&mut out, ifa::LOCAL, ip);
+    put(&mut out, ifa::ADDRESS, ip);
+    let mut flags = 0;
+    if address.no_prefix_route {
+        flags |= wire::IFA_F_NOPREFIXROUTE;
+    }
+    // Whoever sets an address of IPv6 here knows that nobody else has it; it is usable at once.
+    if ip.is_ipv6() {
+        flags |= wire::IFA_F_NODAD;
+    }
+    if flags != 0 {
+        out.number(ifa::FLAGS, flags);
+    }
+    out
+}
+
+/// `struct rtmsg`.
+fn route_message(route: &RouteEntry) -> Attributes {
+    const SCOPE_UNIVERSE: u8 = 0;
+    const SCOPE_LINK: u8 = 253;
+    const SCOPE_HOST: u8 = 254;
+    const RTNH_F_ONLINK: u32 = 4;
+    let destination = route.destination;
+    let scope = match route.kind {
+        RouteKind::Unicast if route.gateway.is_none() && destination.addr().is_ipv4() => SCOPE_LINK,
+        RouteKind::Local => SCOPE_HOST,
+        _ => SCOPE_UNIVERSE,
+    };
+    let mut out = Attributes(vec![
+        wire::family(destination.addr()),
+        destination.prefix_len(),
+        0,
+        0,
+        // Tables above 255 stand in the attribute only.
+        u8::try_from(route.table).unwrap_or(0),
+        route.protocol,
+        scope,
+        wire::route_type(route.kind),
+    ]);
+    out.0.extend((u32::from(route.onlink) * RTNH_F_ONLINK).to_ne_bytes());
+    out.number(rta::TABLE, route.table);
+    if destination.prefix_len() > 0 {
+        put(&mut out, rta::DST, IpNet::network(&destination));
+    }
+    if let Some(link) = route.link {
+        out.number(rta::OIF, link);
+    }
+    if let Some(gateway) = route.gateway {
+        put(&mut out, rta::GATEWAY, gateway);
+    }
+    if let Some(source) = route.source {
+        put(&mut out, rta::PREFSRC, source);
+    }
+    if route.metric != 0 {
+        out.number(rta::PRIORITY, route.metric);
+    }
+    out
+}
+
+/// `struct fib_rule_hdr`.
+fn rule_message(rule: &RoutingRule) -> Attributes {
+    const TO_TABLE: u8 = 1;
+    let family = if rule.v6 { wire::AF_INET6 } else { wire::AF_INET };
+    let mut out = Attributes(vec![family, 0, 0, 0]);
+    out.0
+        .extend([u8::try_from(rule.table).unwrap_or(0), 0, 0, TO_TABLE, 0, 0, 0, 0]);
+    out.number(fra::PRIORITY, rule.priority);
+    if let Some(iif) = &rule.iif {
+        out.text(fra::IIFNAME, iif);
+    }
+    if let Some((value, mask)) = rule.mark {
+        out.number(fra::FWMARK, value).number(fra::FWMASK, mask);
+    }
+    out.number(fra::TABLE, rule.table);
+    out
+}
+
+/// `struct ndmsg`.
+fn neighbour_header(family: u8, link: u32, flags: u8) -> Attributes {
+    let mut out = Attributes(vec![family, 0, 0, 0]);
+    out.0.extend(link.to_ne_bytes());
+    out.0.extend(wire::NUD_PERMANENT.to_ne_bytes());
+    out.0.extend([flags, 0]);
+    out
+}
+
+fn neighbour_message(neighbour: &Neighbour) -> Attributes {
+    let flags = if neighbour.proxy { wire::NTF_PROXY } else { 0 };
+    let mut out = neighbour_header(wire::family(neighbour.address), neighbour.link, flags);
+    put(&mut out, nda::DST, neighbour.address);
+    if let Some(mac) = neighbour.mac {
+        out.bytes(nda::LLADDR, &mac);
+    }
+    out
 }
 
 /// A forwarding entry is a neighbour of the bridge family that the device itself keeps.
-fn forwarding_message(forwarding: &Forwarding) -> NeighbourMessage {
-    let mut message = NeighbourMessage::default();
-    message.header.family = netlink_packet_route::AddressFamily::Bridge;
-    message.header.ifindex = forwarding.link;
-    message.header.state = NeighbourState::Permanent;
-    message.header.flags = NeighbourFlags::Own;
-    message.attributes = vec![
-        NeighbourAttribute::LinkLayerAddress(forwarding.mac.to_vec()),
-        NeighbourAttribute::Destination(NeighbourAddress::Inet(forwarding.to)),
-    ];
-    message
-}
-
-fn link_message(index: u32) -> LinkMessage {
-    let mut message = LinkMessage::default();
-    message.header.index = index;
-    message
-}
-
-fn set_flag(message: &mut LinkMessage, up: bool) {
-    message.header.flags = if up { LinkFlags::Up } else { LinkFlags::empty() };
-    message.header.change_mask |= LinkFlags::Up;
-}
-
-fn hardware(mac: Option<Mac>, mtu: Option<u32>) -> impl Iterator<Item = LinkAttribute> {
-    mac.map(|m| LinkAttribute::Address(m.to_vec()))
-        .into_iter()
-        .chain(mtu.map(LinkAttribute::Mtu))
-}
-
-fn address_message(address: &Address) -> AddressMessage {
-    let mut message = AddressMessage::default();
-    message.header.family = family(address.address.addr());
-    message.header.prefix_len = address.address.prefix_len();
-    message.header.index = address.link;
-    message.header.scope = if address.address.addr().is_loopback() {
-        AddressScope::Host
-    } else {
-        AddressScope::Universe
-    };
-    message.attributes.push(AddressAttribute::Local(address.address.addr()));
-    message
-        .attributes
-        .push(AddressAttribute::Address(address.address.addr()));
-    if address.no_prefix_route {
-        message
-            .attributes
-            .push(AddressAttribute::Flags(AddressFlags::Noprefixroute));
-    }
-    message
-}
-
-fn route_message(route: &RouteEntry) -> RouteMessage {
-    let mut message = RouteMessage::default();
-    let header = &mut message.header;
-    header.address_family = family(route.destination.addr());
-    header.destination_prefix_length = route.destination.prefix_len();
-    header.protocol = RouteProtocol::from(route.protocol);
-    // Tables above 255 stand in the attribute only.
-    header.table = u8::try_from(route.table).unwrap_or(0);
-    (header.kind, header.scope) = match route.kind {
-        RouteKind::Unicast if route.gateway.is_none() && !is_v6(&route.destination) => {
-            (RouteType::Unicast, RouteScope::Link)
-        }
-        RouteKind::Unicast => (RouteType::Unicast, RouteScope::Universe),
-        RouteKind::Local => (RouteType::Local, RouteScope::Host),
-        RouteKind::Blackhole => (RouteType::BlackHole, RouteScope::Universe),
-        RouteKind::Unreachable => (RouteType::Unreachable, RouteScope::Universe),
-        RouteKind::Throw => (RouteType::Throw, RouteScope::Universe),
-        RouteKind::Prohibit => (RouteType::Prohibit, RouteScope::Universe),
-    };
-    if route.onlink {
-        header.flags = RouteFlags::Onlink;
-    }
-    let attributes = &mut message.attributes;
-    attributes.push(RouteAttribute::Table(route.table));
-    if route.destination.prefix_len() > 0 {
-        attributes.push(RouteAttribute::Destination(RouteAddress::from(
-            route.destination.network(),
-        )));
-    }
-    attributes.extend(route.link.map(RouteAttribute::Oif));
-    attributes.extend(route.gateway.map(|g| RouteAttribute::Gateway(RouteAddress::from(g))));
-    attributes.extend(route.source.map(|s| RouteAttribute::PrefSource(RouteAddress::from(s))));
-    if route.metric != 0 {
-        attributes.push(RouteAttribute::Priority(route.metric));
-    }
-    message
-}
-
-fn rule_message(rule: &RoutingRule) -> RuleMessage {
-    let mut message = RuleMessage::default();
-    message.header.family = netlink_packet_route::AddressFamily::Inet;
-    message.header.action = RuleAction::ToTable;
-    message.header.table = u8::try_from(rule.table).unwrap_or(0);
-    message.attributes = vec![
-        RuleAttribute::Priority(rule.priority),
-        RuleAttribute::FwMark(rule.mark),
-        RuleAttribute::FwMask(rule.mask),
-        RuleAttribute::Table(rule.table),
-    ];
-    message
-}
-
-fn neighbour_message(neighbour: &Neighbour) -> NeighbourMessage {
-    let mut message = NeighbourMessage::default();
-    message.header.family = family(neighbour.address);
-    message.header.ifindex = neighbour.link;
-    message.header.state = NeighbourState::Permanent;
-    if neighbour.proxy {
-        message.header.flags = NeighbourFlags::Proxy;
-    }
-    message
-        .attributes
-        .push(NeighbourAttribute::Destination(match neighbour.address {
-            IpAddr::V4(a) => NeighbourAddress::Inet(a),
-            IpAddr::V6(a) => NeighbourAddress::Inet6(a),
-        }));
-    message
-        .attributes
-        .extend(neighbour.mac.map(|m| NeighbourAttribute::LinkLayerAddress(m.to_vec())));
-    message
-}
-
-fn policy_rule(rule: &PolicyRule) -> RuleMessage {
-    let mut message = RuleMessage::default();
-    message.header.family = netlink_packet_route::AddressFamily::Inet;
-    message.header.action = RuleAction::ToTable;
-    message.header.table = u8::try_from(rule.table).unwrap_or(0);
-    message.attributes = vec![
-        RuleAttribute::Priority(rule.priority),
-        RuleAttribute::Iifname(rule.iif.clone()),
-        RuleAttribute::Table(rule.table),
-    ];
-    if let Some((value, mask)) = rule.mark {
-        message
-            .attributes
-            .extend([RuleAttribute::FwMark(value), RuleAttribute::FwMask(mask)]);
-    }
-    message
-}
-
-fn is_v6(net: &IpNet) -> bool {
-    matches!(net, IpNet::V6(_))
-}
-
-fn family(address: IpAddr) -> netlink_packet_route::AddressFamily {
-    match address {
-        IpAddr::V4(_) => netlink_packet_route::AddressFamily::Inet,
-        IpAddr::V6(_) => netlink_packet_route::AddressFamily::Inet6,
-    }
+fn forwarding_message(forwarding: &Forwarding) -> Attributes {
+    let mut out = neighbour_header(wire::AF_BRIDGE, forwarding.link, wire::NTF_SELF);
+    out.bytes(nda::LLADDR, &forwarding.mac)
+        .bytes(nda::DST, &forwarding.to.octets());
+    out
 }

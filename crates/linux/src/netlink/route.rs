@@ -1,28 +1,21 @@
 //! The routing socket: sends [`Request`]s, many in one datagram, and lists links, addresses, routes and neighbours.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
 use ipnet::IpNet;
-use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NLMSG_ERROR, NetlinkDeserializable, NetlinkHeader, NetlinkMessage,
-    NetlinkPayload,
-};
-use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
-use netlink_packet_route::link::{InfoBridgePort, InfoPortData, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
-use netlink_packet_route::neighbour::{
-    NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
-};
-use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteType};
-use netlink_packet_route::rule::{RuleAttribute, RuleMessage};
-use netlink_packet_route::{AddressFamily, RouteNetlinkMessage as Message};
 
-use super::types::{Address, BridgePort, Forwarding, Link, Neighbour, PolicyRule, RouteEntry, RouteKind, RoutingRule};
-use super::{Error, Frame, Request, Socket, error_of};
+use super::types::{Address, BridgePort, Forwarding, Link, Neighbour, RouteEntry, RoutingRule};
+use super::wire::{self, NLMSG_ERROR, fra, ifa, ifla, nda, rta, rtm};
+use super::{Attributes, Error, Frame, Request, Socket, attributes, error_of, u16_at, u32_at};
 use crate::netns::NetNs;
 
 /// Requests per datagram: their acknowledgements must fit the default receive buffer.
 const BATCH: usize = 64;
+const NLM_F_REQUEST: u16 = 1;
+const NLM_F_ACK: u16 = 4;
+const NLM_F_ECHO: u16 = 8;
+const NLM_F_DUMP: u16 = 0x300;
 
 /// A blocking routing socket of one network namespace. Keep it: opening costs more than a request.
 pub struct Route {
@@ -44,6 +37,13 @@ impl Route {
         })?
     }
 
+    /// As [`Route::open_in`], for programs of one thread: see [`NetNs::visit`].
+    pub fn visit(ns: &NetNs, home: &NetNs) -> Result<Self, Error> {
+        ns.visit(home, Self::open).map_err(|e| Error::Open {
+            source: io::Error::other(e),
+        })?
+    }
+
     /// Sends one request and waits for its answer.
     pub fn run(&mut self, request: Request) -> Result<(), Error> {
         self.run_all(&[request])
@@ -54,7 +54,7 @@ impl Route {
     pub fn run_all(&mut self, requests: &[Request]) -> Result<(), Error> {
         let mut first_error = None;
         for chunk in requests.chunks(BATCH) {
-            for result in self.run_chunk(chunk)? {
+            for result in self.run_chunk(chunk, 0, |_| {})? {
                 if let Err(e) = result {
                     first_error.get_or_insert(e);
                 }
@@ -67,19 +67,36 @@ impl Route {
     pub fn run_each(&mut self, requests: &[Request]) -> Result<Vec<Result<(), Error>>, Error> {
         let mut all = Vec::with_capacity(requests.len());
         for chunk in requests.chunks(BATCH) {
-            all.extend(self.run_chunk(chunk)?);
+            all.extend(self.run_chunk(chunk, 0, |_| {})?);
         }
         Ok(all)
     }
 
-    fn run_chunk(&mut self, requests: &[Request]) -> Result<Vec<Result<(), Error>>, Error> {
+    /// Makes a link and returns it as it was made. Kernels before 6.2 do not tell it in their answer; then it is `None`.
+    pub fn create(&mut self, request: Request) -> Result<Option<Link>, Error> {
+        let mut made = None;
+        let results = self.run_chunk(&[request], NLM_F_ECHO, |frame| {
+            if frame.kind == rtm::NEWLINK {
+                made = link(frame.payload);
+            }
+        })?;
+        results.into_iter().collect::<Result<Vec<()>, Error>>()?;
+        Ok(made)
+    }
+
+    fn run_chunk(
+        &mut self,
+        requests: &[Request],
+        flags: u16,
+        mut told: impl FnMut(&Frame<'_>),
+    ) -> Result<Vec<Result<(), Error>>, Error> {
         let Some(head) = requests.first() else {
             return Ok(Vec::new());
         };
         let first = self.socket.take_sequences(requests.len() as u32);
         let mut bytes = Vec::new();
         for (request, sequence) in requests.iter().zip(first..) {
-            request.encode(sequence, &mut bytes);
+            request.encode(sequence, flags, &mut bytes);
         }
         self.socket.send(&bytes, &head.what)?;
         let mut results: Vec<Option<Result<(), Error>>> = requests.iter().map(|_| None).collect();
@@ -87,7 +104,11 @@ impl Route {
         while missing > 0 {
             self.socket.receive(true, &head.what, |frame| {
                 let at = frame.sequence.wrapping_sub(first) as usize;
-                if frame.kind != NLMSG_ERROR || at >= requests.len() || results[at].is_some() {
+                if at >= requests.len() || results[at].is_some() {
+                    return Ok(());
+                }
+                if frame.kind != NLMSG_ERROR {
+                    told(&frame);
                     return Ok(());
                 }
                 let request = &requests[at];
@@ -103,42 +124,53 @@ impl Route {
 
     /// Every link, by index.
     pub fn links(&mut self) -> Result<Vec<Link>, Error> {
-        let mut links = self.list(Message::GetLink(LinkMessage::default()), "list links", |m| match m {
-            Message::NewLink(m) => Some(link(m)),
-            _ => None,
-        })?;
+        let mut get = Attributes(vec![0; 16]);
+        get.number(ifla::EXT_MASK, wire::RTEXT_FILTER_SKIP_STATS);
+        let mut links = self.list(rtm::GETLINK, get, rtm::NEWLINK, "list links", link)?;
         links.sort_by_key(|l| l.index);
         Ok(links)
     }
 
     /// One link by name.
     pub fn link(&mut self, name: &str) -> Result<Option<Link>, Error> {
-        let mut message = LinkMessage::default();
-        message.attributes.push(LinkAttribute::IfName(name.to_owned()));
-        let what = format!("look up link {name}");
-        let sequence = self.socket.take_sequences(1);
-        self.socket.send(
-            &encode(Message::GetLink(message), NLM_F_REQUEST | NLM_F_ACK, sequence),
-            &what,
-        )?;
-        let (mut found, mut done, mut failed) = (None, false, None);
-        while !done {
-            self.socket.receive(true, &what, |frame| {
-                if frame.sequence != sequence {
-                } else if frame.kind == NLMSG_ERROR {
-                    done = true;
-                    failed = error_of(&frame, &what);
-                } else if let Message::NewLink(m) = decode(&frame, &what)? {
-                    found = Some(link(m));
+        Ok(self.links_named(&[name])?.pop().flatten())
+    }
+
+    /// Links by name, as many results as names, in one exchange.
+    pub fn links_named(&mut self, names: &[&str]) -> Result<Vec<Option<Link>>, Error> {
+        let what = || format!("look up link {}", names.join(", "));
+        let first = self.socket.take_sequences(names.len() as u32);
+        let mut bytes = Vec::new();
+        for (name, sequence) in names.iter().zip(first..) {
+            let mut get = Attributes(vec![0; 16]);
+            get.text(ifla::IFNAME, name);
+            get.number(ifla::EXT_MASK, wire::RTEXT_FILTER_SKIP_STATS);
+            wire::message(rtm::GETLINK, NLM_F_REQUEST | NLM_F_ACK, sequence, &get.0, &mut bytes);
+        }
+        self.socket.send(&bytes, &what())?;
+        let mut found: Vec<Option<Link>> = names.iter().map(|_| None).collect();
+        let (mut missing, mut failed) = (names.len(), None);
+        while missing > 0 {
+            self.socket.receive(true, "look up links", |frame| {
+                let at = frame.sequence.wrapping_sub(first) as usize;
+                if at >= names.len() {
+                    return Ok(());
+                }
+                match frame.kind {
+                    NLMSG_ERROR => {
+                        missing -= 1;
+                        let refused = error_of(&frame, &what()).filter(|e| e.errno() != Some(libc::ENODEV));
+                        failed = failed.take().or(refused);
+                    }
+                    rtm::NEWLINK => {
+                        found[at] = Some(link(frame.payload).ok_or_else(|| Error::Malformed { what: what() })?);
+                    }
+                    _ => {}
                 }
                 Ok(())
             })?;
         }
-        match failed {
-            Some(e) if e.errno() == Some(libc::ENODEV) => Ok(None),
-            Some(e) => Err(e),
-            None => Ok(found),
-        }
+        failed.map_or(Ok(found), Err)
     }
 
     /// One link by name, or [`Error::NoLink`].
@@ -148,36 +180,24 @@ impl Route {
 
     /// Every address, IPv4 and IPv6, sorted.
     pub fn addresses(&mut self) -> Result<Vec<Address>, Error> {
-        let mut all = self.list(
-            Message::GetAddress(AddressMessage::default()),
-            "list addresses",
-            |m| match m {
-                Message::NewAddress(m) => address(&m),
-                _ => None,
-            },
-        )?;
+        let get = Attributes(vec![0; 8]);
+        let mut all = self.list(rtm::GETADDR, get, rtm::NEWADDR, "list addresses", address)?;
         all.sort();
         Ok(all)
     }
 
     /// Every unicast, local and blackhole-like route of all tables, IPv4 and IPv6, sorted; multipath routes are left out.
     pub fn routes(&mut self) -> Result<Vec<RouteEntry>, Error> {
-        let mut all = self.list(Message::GetRoute(RouteMessage::default()), "list routes", |m| match m {
-            Message::NewRoute(m) => route(&m),
-            _ => None,
-        })?;
+        let get = Attributes(vec![0; 12]);
+        let mut all = self.list(rtm::GETROUTE, get, rtm::NEWROUTE, "list routes", route)?;
         all.sort();
         Ok(all)
     }
 
-    /// IPv4 routing rules by mark, sorted; others are left out.
+    /// Routing rules that choose a table by incoming link, mark or nothing, IPv4 and IPv6, sorted; others are left out.
     pub fn rules(&mut self) -> Result<Vec<RoutingRule>, Error> {
-        let mut get = RuleMessage::default();
-        get.header.family = AddressFamily::Inet;
-        let mut all = self.list(Message::GetRule(get), "list routing rules", |m| match m {
-            Message::NewRule(m) => rule(&m),
-            _ => None,
-        })?;
+        let get = Attributes(vec![0; 12]);
+        let mut all = self.list(rtm::GETRULE, get, rtm::NEWRULE, "list routing rules", rule)?;
         all.sort();
         Ok(all)
     }
@@ -185,15 +205,10 @@ impl Route {
     /// Neighbours and proxy entries, IPv4 and IPv6, sorted.
     pub fn neighbours(&mut self) -> Result<Vec<Neighbour>, Error> {
         let mut all = Vec::new();
-        for flags in [NeighbourFlags::empty(), NeighbourFlags::Proxy] {
-            let mut message = NeighbourMessage::default();
-            message.header.flags = flags;
-            all.extend(
-                self.list(Message::GetNeighbour(message), "list neighbours", |m| match m {
-                    Message::NewNeighbour(m) => neighbour(&m),
-                    _ => None,
-                })?,
-            );
+        for flags in [0, wire::NTF_PROXY] {
+            let mut get = Attributes(vec![0; 12]);
+            get.0[10] = flags;
+            all.extend(self.list(rtm::GETNEIGH, get, rtm::NEWNEIGH, "list neighbours", neighbour)?);
         }
         all.sort();
         all.dedup();
@@ -202,255 +217,223 @@ impl Route {
 
     /// Permanent forwarding entries of VXLAN devices, sorted.
     pub fn forwardings(&mut self) -> Result<Vec<Forwarding>, Error> {
-        let mut get = NeighbourMessage::default();
-        get.header.family = AddressFamily::Bridge;
-        let mut all = self.list(Message::GetNeighbour(get), "list forwarding entries", |m| match m {
-            Message::NewNeighbour(m) => forwarding(&m),
-            _ => None,
-        })?;
+        let mut get = Attributes(vec![0; 12]);
+        get.0[0] = wire::AF_BRIDGE;
+        let mut all = self.list(rtm::GETNEIGH, get, rtm::NEWNEIGH, "list forwarding entries", forwarding)?;
         all.sort();
         Ok(all)
     }
 
-    /// IPv4 policy rules that choose a table by the incoming link, sorted; others are left out.
-    pub fn policy_rules(&mut self) -> Result<Vec<PolicyRule>, Error> {
-        let mut get = RuleMessage::default();
-        get.header.family = AddressFamily::Inet;
-        let mut all = self.list(Message::GetRule(get), "list policy rules", |m| match m {
-            Message::NewRule(m) => policy_rule(&m),
-            _ => None,
-        })?;
-        all.sort();
-        Ok(all)
-    }
-
-    fn list<T>(&mut self, get: Message, what: &str, pick: impl Fn(Message) -> Option<T>) -> Result<Vec<T>, Error> {
-        self.socket.dump(
-            |sequence| encode(get.clone(), NLM_F_REQUEST | NLM_F_DUMP, sequence),
-            what,
-            |frame| Ok(pick(decode(frame, what)?)),
-        )
+    fn list<T>(
+        &mut self,
+        get: u16,
+        body: Attributes,
+        listed: u16,
+        what: &str,
+        pick: impl Fn(&[u8]) -> Option<T>,
+    ) -> Result<Vec<T>, Error> {
+        let request = |sequence| {
+            let mut bytes = Vec::new();
+            wire::message(get, NLM_F_REQUEST | NLM_F_DUMP, sequence, &body.0, &mut bytes);
+            bytes
+        };
+        self.socket.dump(request, what, |frame| {
+            Ok((frame.kind == listed).then(|| pick(frame.payload)).flatten())
+        })
     }
 }
 
-fn encode(message: Message, flags: u16, sequence: u32) -> Vec<u8> {
-    let mut header = NetlinkHeader::default();
-    header.flags = flags;
-    header.sequence_number = sequence;
-    let mut message = NetlinkMessage::new(header, NetlinkPayload::InnerMessage(message));
-    message.finalize();
-    let mut bytes = vec![0; message.buffer_len()];
-    message.serialize(&mut bytes);
-    bytes
+fn text(value: &[u8]) -> String {
+    let end = value.iter().position(|b| *b == 0).unwrap_or(value.len());
+    String::from_utf8_lossy(&value[..end]).into_owned()
 }
 
-fn decode(frame: &Frame<'_>, what: &str) -> Result<Message, Error> {
-    let mut header = NetlinkHeader::default();
-    header.message_type = frame.kind;
-    Message::deserialize(&header, frame.payload).map_err(|_| Error::Malformed { what: what.to_owned() })
+fn number(value: &[u8]) -> Option<u32> {
+    value.first_chunk().map(|b| u32::from_ne_bytes(*b))
 }
 
-fn link(m: LinkMessage) -> Link {
+/// Of either family, by the length.
+fn ip(value: &[u8]) -> Option<IpAddr> {
+    match value.len() {
+        4 => <[u8; 4]>::try_from(value).ok().map(IpAddr::from),
+        16 => <[u8; 16]>::try_from(value).ok().map(IpAddr::from),
+        _ => None,
+    }
+}
+
+/// `struct ifinfomsg` and attributes.
+fn link(payload: &[u8]) -> Option<Link> {
+    let (header, rest) = payload.split_at_checked(16)?;
     let mut out = Link {
-        index: m.header.index,
+        index: u32_at(header, 4),
         name: String::new(),
         mac: None,
         mtu: 0,
-        up: m.header.flags.contains(LinkFlags::Up),
+        up: u32_at(header, 8) & wire::IFF_UP != 0,
         kind: None,
         peer_index: None,
         alias: None,
         group: 0,
         master: None,
         port: None,
+        forwarding: None,
     };
-    for attribute in m.attributes {
-        match attribute {
-            LinkAttribute::IfName(name) => out.name = name,
-            LinkAttribute::Address(mac) => out.mac = mac.try_into().ok(),
-            LinkAttribute::Mtu(mtu) => out.mtu = mtu,
-            LinkAttribute::Link(peer) => out.peer_index = Some(peer),
-            LinkAttribute::IfAlias(alias) => out.alias = Some(alias),
-            LinkAttribute::Group(group) => out.group = group,
-            LinkAttribute::Controller(index) => out.master = Some(index),
-            LinkAttribute::LinkInfo(infos) => {
-                for info in infos {
-                    match info {
-                        LinkInfo::Kind(kind) => out.kind = Some(kind.to_string()),
-                        LinkInfo::PortData(InfoPortData::BridgePort(facts)) => out.port = Some(bridge_port(&facts)),
-                        _ => {}
-                    }
+    for (kind, value) in attributes(rest) {
+        match kind {
+            ifla::IFNAME => out.name = text(value),
+            ifla::ADDRESS => out.mac = value.try_into().ok(),
+            ifla::MTU => out.mtu = number(value)?,
+            ifla::LINK => out.peer_index = number(value),
+            ifla::IFALIAS => out.alias = Some(text(value)),
+            ifla::GROUP => out.group = number(value)?,
+            ifla::MASTER => out.master = number(value),
+            ifla::LINKINFO => {
+                let get = |wanted| attributes(value).find(|(k, _)| *k == wanted).map(|(_, v)| v);
+                out.kind = get(ifla::INFO_KIND).map(text);
+                if get(ifla::INFO_SLAVE_KIND).map(text).as_deref() == Some("bridge") {
+                    out.port = get(ifla::INFO_SLAVE_DATA).map(bridge_port);
                 }
             }
+            ifla::AF_SPEC => out.forwarding = ipv4_forwarding(value),
             _ => {}
         }
     }
-    out
+    Some(out)
 }
 
-fn bridge_port(facts: &[InfoBridgePort]) -> BridgePort {
-    let mut out = BridgePort::default();
-    for fact in facts {
-        match fact {
-            InfoBridgePort::HairpinMode(on) => out.hairpin = *on,
-            InfoBridgePort::Isolated(on) => out.isolated = *on,
-            _ => {}
-        }
+fn bridge_port(facts: &[u8]) -> BridgePort {
+    let is = |wanted| attributes(facts).any(|(k, v)| k == wanted && v.first().is_some_and(|b| *b != 0));
+    BridgePort {
+        hairpin: is(ifla::BRPORT_MODE),
+        isolated: is(ifla::BRPORT_ISOLATED),
     }
-    out
 }
 
-fn address(m: &AddressMessage) -> Option<Address> {
-    let (mut local, mut other, mut flags) = (None, None, AddressFlags::empty());
-    for attribute in &m.attributes {
-        match attribute {
-            AddressAttribute::Local(a) => local = Some(*a),
-            AddressAttribute::Address(a) => other = Some(*a),
-            AddressAttribute::Flags(f) => flags = *f,
+/// The IPv4 setting, out of what all families tell: an array of numbers in the order of their ids.
+fn ipv4_forwarding(families: &[u8]) -> Option<bool> {
+    let inet = attributes(families).find(|(k, _)| *k == u16::from(wire::AF_INET))?.1;
+    let values = attributes(inet).find(|(k, _)| *k == ifla::INET_CONF)?.1;
+    let at = 4 * (usize::from(wire::DEVCONF_FORWARDING) - 1);
+    Some(number(values.get(at..)?)? != 0)
+}
+
+/// `struct ifaddrmsg` and attributes.
+fn address(payload: &[u8]) -> Option<Address> {
+    let (header, rest) = payload.split_at_checked(8)?;
+    let (mut local, mut other, mut flags) = (None, None, 0);
+    for (kind, value) in attributes(rest) {
+        match kind {
+            ifa::LOCAL => local = ip(value),
+            ifa::ADDRESS => other = ip(value),
+            ifa::FLAGS => flags = number(value)?,
             _ => {}
         }
     }
     Some(Address {
-        link: m.header.index,
-        address: IpNet::new(local.or(other)?, m.header.prefix_len).ok()?,
-        no_prefix_route: flags.contains(AddressFlags::Noprefixroute),
+        link: u32_at(header, 4),
+        address: IpNet::new(local.or(other)?, header[1]).ok()?,
+        no_prefix_route: flags & wire::IFA_F_NOPREFIXROUTE != 0,
     })
 }
 
-fn route(m: &RouteMessage) -> Option<RouteEntry> {
-    let kind = match m.header.kind {
-        RouteType::Unicast => RouteKind::Unicast,
-        RouteType::Local => RouteKind::Local,
-        RouteType::BlackHole => RouteKind::Blackhole,
-        RouteType::Unreachable => RouteKind::Unreachable,
-        RouteType::Prohibit => RouteKind::Prohibit,
-        RouteType::Throw => RouteKind::Throw,
-        _ => return None,
-    };
-    let any = match m.header.address_family {
-        AddressFamily::Inet => IpAddr::from([0; 4]),
-        AddressFamily::Inet6 => IpAddr::from([0; 16]),
+/// `struct rtmsg` and attributes.
+fn route(payload: &[u8]) -> Option<RouteEntry> {
+    const RTNH_F_ONLINK: u32 = 4;
+    let (header, rest) = payload.split_at_checked(12)?;
+    let kind = wire::route_kind(header[7])?;
+    let any = match header[0] {
+        wire::AF_INET => IpAddr::from([0; 4]),
+        wire::AF_INET6 => IpAddr::from([0; 16]),
         _ => return None,
     };
     let (mut destination, mut link, mut gateway, mut source) = (any, None, None, None);
-    let (mut metric, mut table) = (0, u32::from(m.header.table));
-    for attribute in &m.attributes {
-        match attribute {
-            RouteAttribute::Destination(a) => destination = ip(a)?,
-            RouteAttribute::Oif(index) => link = Some(*index),
-            RouteAttribute::Gateway(a) => gateway = ip(a),
-            RouteAttribute::PrefSource(a) => source = ip(a),
-            RouteAttribute::Priority(p) => metric = *p,
-            RouteAttribute::Table(t) => table = *t,
-            RouteAttribute::MultiPath(_) => return None,
+    let (mut metric, mut table) = (0, u32::from(header[4]));
+    for (kind, value) in attributes(rest) {
+        match kind {
+            rta::DST => destination = ip(value)?,
+            rta::OIF => link = number(value),
+            rta::GATEWAY => gateway = ip(value),
+            rta::PREFSRC => source = ip(value),
+            rta::PRIORITY => metric = number(value)?,
+            rta::TABLE => table = number(value)?,
+            rta::MULTIPATH => return None,
             _ => {}
         }
     }
     Some(RouteEntry {
-        destination: IpNet::new(destination, m.header.destination_prefix_length).ok()?,
+        destination: IpNet::new(destination, header[1]).ok()?,
         kind,
         link,
         gateway,
-        onlink: m.header.flags.contains(RouteFlags::Onlink),
+        onlink: u32_at(header, 8) & RTNH_F_ONLINK != 0,
         source,
         metric,
         table,
-        protocol: m.header.protocol.into(),
+        protocol: header[5],
     })
 }
 
-fn policy_rule(m: &RuleMessage) -> Option<PolicyRule> {
-    let (mut priority, mut iif, mut table) = (0, None, u32::from(m.header.table));
+/// `struct fib_rule_hdr` and attributes; `None` for rules that ask for more or do something else.
+fn rule(payload: &[u8]) -> Option<RoutingRule> {
+    const TO_TABLE: u8 = 1;
+    let (header, rest) = payload.split_at_checked(12)?;
+    if header[7] != TO_TABLE || !matches!(header[0], wire::AF_INET | wire::AF_INET6) {
+        return None;
+    }
+    let mut out = RoutingRule {
+        v6: header[0] == wire::AF_INET6,
+        priority: 0,
+        iif: None,
+        mark: None,
+        table: u32::from(header[4]),
+    };
+    // The kernel tells neither where a rule does not look at marks, and a value of 0 never.
     let (mut value, mut mask) = (0, 0);
-    for attribute in &m.attributes {
-        match attribute {
-            RuleAttribute::Priority(p) => priority = *p,
-            RuleAttribute::Iifname(name) => iif = Some(name.clone()),
-            RuleAttribute::Table(t) => table = *t,
-            RuleAttribute::FwMark(v) => value = *v,
-            RuleAttribute::FwMask(m) => mask = *m,
+    for (kind, v) in attributes(rest) {
+        match kind {
+            fra::PRIORITY => out.priority = number(v)?,
+            fra::IIFNAME => out.iif = Some(text(v)),
+            fra::TABLE => out.table = number(v)?,
+            fra::FWMARK => value = number(v)?,
+            fra::FWMASK => mask = number(v)?,
+            fra::DST | fra::SRC => return None,
             _ => {}
         }
     }
-    Some(PolicyRule {
-        priority,
-        iif: iif?,
-        mark: (mask != 0).then_some((value, mask)),
-        table,
+    out.mark = (mask != 0).then_some((value, mask));
+    Some(out)
+}
+
+/// `struct ndmsg` and attributes, of the bridge family.
+fn forwarding(payload: &[u8]) -> Option<Forwarding> {
+    let (header, rest) = payload.split_at_checked(12)?;
+    let get = |wanted| attributes(rest).find(|(k, _)| *k == wanted).map(|(_, v)| v);
+    (u16_at(header, 8) == wire::NUD_PERMANENT).then_some(Forwarding {
+        link: u32_at(header, 4),
+        mac: get(nda::LLADDR)?.try_into().ok()?,
+        to: <[u8; 4]>::try_from(get(nda::DST)?).ok()?.into(),
     })
 }
 
-fn rule(m: &RuleMessage) -> Option<RoutingRule> {
-    let (mut priority, mut mark, mut mask, mut table) = (0, None, u32::MAX, u32::from(m.header.table));
-    for attribute in &m.attributes {
-        match attribute {
-            RuleAttribute::Priority(p) => priority = *p,
-            RuleAttribute::FwMark(v) => mark = Some(*v),
-            RuleAttribute::FwMask(v) => mask = *v,
-            RuleAttribute::Table(t) => table = *t,
-            _ => {}
-        }
-    }
-    Some(RoutingRule {
-        priority,
-        mark: mark?,
-        mask,
-        table,
-    })
-}
-
-fn ip(address: &RouteAddress) -> Option<IpAddr> {
-    match address {
-        RouteAddress::Inet(a) => Some(IpAddr::V4(*a)),
-        RouteAddress::Inet6(a) => Some(IpAddr::V6(*a)),
-        _ => None,
-    }
-}
-
-fn forwarding(m: &NeighbourMessage) -> Option<Forwarding> {
-    let (mut to, mut mac) = (None, None);
-    for attribute in &m.attributes {
-        match attribute {
-            NeighbourAttribute::Destination(NeighbourAddress::Inet(a)) => to = Some(*a),
-            // The family is the bridges', so the crate does not know the address for one.
-            NeighbourAttribute::Destination(NeighbourAddress::Other(bytes)) => {
-                to = <[u8; 4]>::try_from(bytes.as_slice()).ok().map(Ipv4Addr::from);
-            }
-            NeighbourAttribute::LinkLayerAddress(m) => mac = m.clone().try_into().ok(),
-            _ => {}
-        }
-    }
-    (m.header.state == NeighbourState::Permanent).then_some(Forwarding {
-        link: m.header.ifindex,
-        mac: mac?,
-        to: to?,
-    })
-}
-
-fn neighbour(m: &NeighbourMessage) -> Option<Neighbour> {
-    let (mut at, mut mac) = (None, None);
-    for attribute in &m.attributes {
-        match attribute {
-            NeighbourAttribute::Destination(NeighbourAddress::Inet(a)) => at = Some(IpAddr::V4(*a)),
-            NeighbourAttribute::Destination(NeighbourAddress::Inet6(a)) => at = Some(IpAddr::V6(*a)),
-            NeighbourAttribute::LinkLayerAddress(m) => mac = m.clone().try_into().ok(),
-            _ => {}
-        }
-    }
+/// `struct ndmsg` and attributes.
+fn neighbour(payload: &[u8]) -> Option<Neighbour> {
+    let (header, rest) = payload.split_at_checked(12)?;
+    let get = |wanted| attributes(rest).find(|(k, _)| *k == wanted).map(|(_, v)| v);
     Some(Neighbour {
-        link: m.header.ifindex,
-        address: at?,
-        mac,
-        proxy: m.header.flags.contains(NeighbourFlags::Proxy),
-        permanent: m.header.state == NeighbourState::Permanent,
+        link: u32_at(header, 4),
+        address: ip(get(nda::DST)?)?,
+        mac: get(nda::LLADDR).and_then(|m| m.try_into().ok()),
+        proxy: header[10] & wire::NTF_PROXY != 0,
+        permanent: u16_at(header, 8) == wire::NUD_PERMANENT,
     })
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Veth, VethPeer, Vxlan};
+    use super::super::{Ipv4Conf, RouteKind, Veth, VethPeer, Vxlan};
     use super::*;
     use crate::netns;
+    use std::net::Ipv4Addr;
     use std::path::Path;
 
     fn in_private_host(test: impl FnOnce() + Send + 'static) {
@@ -479,7 +462,7 @@ mod tests {
                     netns: Some(std::os::fd::AsFd::as_fd(&ns)),
                 },
             };
-            here.run(Request::create_veth(&veth).in_group(7)).unwrap();
+            let made = here.create(Request::create_veth(&veth).in_group(7)).unwrap();
             let refused = here.run(Request::create_veth(&veth)).unwrap_err();
             assert_eq!(refused.errno(), Some(libc::EEXIST), "{refused:?}");
             let index = here.need_link("a0").unwrap().index;
@@ -487,6 +470,21 @@ mod tests {
             let a = here.need_link("a0").unwrap();
             let born = there.need_link("eth0").unwrap();
             assert!(!born.up);
+            if let Some(made) = made {
+                let told = (made.name.as_str(), made.index, made.peer_index, made.group);
+                assert_eq!(told, ("a0", index, Some(born.index), 7));
+            }
+            let forward = Ipv4Conf {
+                forwarding: Some(true),
+                proxy_arp: Some(true),
+            };
+            assert_eq!(here.need_link("a0").unwrap().forwarding, Some(false));
+            here.run(Request::change_link(index).ipv4_conf(forward)).unwrap();
+            assert_eq!(here.need_link("a0").unwrap().forwarding, Some(true));
+            for key in ["forwarding", "proxy_arp"] {
+                let key = format!("net/ipv4/conf/a0/{key}");
+                assert_eq!(crate::sysctl::get(&key).unwrap(), "1");
+            }
             there.run(Request::set_up(born.index, true)).unwrap();
             let b = there.need_link("eth0").unwrap();
             assert_eq!(
@@ -499,6 +497,11 @@ mod tests {
             );
             assert_eq!(a.kind.as_deref(), Some("veth"));
             assert!(here.link("eth0").unwrap().is_none());
+            let both = here.links_named(&["eth0", "a0", "lo"]).unwrap();
+            assert_eq!(
+                both.iter().map(Option::is_some).collect::<Vec<_>>(),
+                [false, true, true]
+            );
 
             let address = Address {
                 link: b.index,
@@ -590,20 +593,33 @@ mod tests {
                 Some(mac),
                 "a port's MAC is not taken over"
             );
-            let rule = PolicyRule {
-                priority: 100,
-                iif: "br0".into(),
-                mark: Some((0, 0x10)),
-                table: 4242,
-            };
-            for _ in 0..2 {
-                route.run(Request::add_policy_rule(&rule)).unwrap();
+            for v6 in [false, true] {
+                for (iif, mark) in [
+                    (Some("br0".to_owned()), Some((0, 0x10))),
+                    (Some("br0".to_owned()), None),
+                    (None, Some((7, u32::MAX))),
+                ] {
+                    let rule = RoutingRule {
+                        v6,
+                        priority: 100,
+                        iif,
+                        mark,
+                        table: 4242,
+                    };
+                    let found = |route: &mut Route| {
+                        let rules = route.rules().unwrap();
+                        rules.into_iter().filter(|r| r.priority == 100).collect::<Vec<_>>()
+                    };
+                    for _ in 0..2 {
+                        route.run(Request::add_rule(&rule)).unwrap();
+                    }
+                    assert_eq!(found(&mut route), [rule.clone()]);
+                    for _ in 0..2 {
+                        route.run(Request::delete_rule(&rule)).unwrap();
+                    }
+                    assert!(found(&mut route).is_empty());
+                }
             }
-            assert_eq!(route.policy_rules().unwrap(), [rule.clone()]);
-            for _ in 0..2 {
-                route.run(Request::delete_policy_rule(&rule)).unwrap();
-            }
-            assert!(route.policy_rules().unwrap().is_empty());
         });
     }
 

@@ -1,5 +1,6 @@
 //! What the kernel's routing tables hold, as plain data.
 
+use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::BorrowedFd;
 
@@ -33,6 +34,8 @@ pub struct Link {
     pub master: Option<u32>,
     /// How the bridge treats it, if it is a bridge's port.
     pub port: Option<BridgePort>,
+    /// Its IPv4 setting `forwarding`; absent if the kernel did not tell.
+    pub forwarding: Option<bool>,
 }
 
 /// What a bridge does with one of its ports.
@@ -44,15 +47,13 @@ pub struct BridgePort {
     pub isolated: bool,
 }
 
-/// An IPv4 policy rule: packets that came in by `iif` look up `table`.
-#[derive(Clone, Debug, Eq, PartialEq, Ord, PartialOrd)]
-pub struct PolicyRule {
-    /// Lower is asked first: 0 is the table of local addresses, 32766 the main table.
-    pub priority: u32,
-    pub iif: String,
-    /// Only packets whose mark has this value under this mask.
-    pub mark: Option<(u32, u32)>,
-    pub table: u32,
+/// IPv4 settings of a link; what is `None` stays as it is.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Ipv4Conf {
+    /// Packets that come in by this link may leave by another one.
+    pub forwarding: Option<bool>,
+    /// ARP queries for what lies beyond another link are answered.
+    pub proxy_arp: Option<bool>,
 }
 
 /// A veth pair to be made; both ends get MAC and MTU in the same request, so nothing can rewrite them in between.
@@ -110,13 +111,32 @@ pub enum RouteKind {
     Throw,
 }
 
-/// Packets with this mark (under this mask) are routed by another table. IPv4.
-#[derive(Clone, Copy, Debug, Eq, PartialEq, Ord, PartialOrd)]
+/// Packets that fit are routed by `table`. A rule without `iif` and `mark` fits every packet of its family.
+#[derive(Clone, Debug, Eq, PartialEq, Ord, PartialOrd)]
 pub struct RoutingRule {
+    /// Of IPv6 packets; of IPv4 packets otherwise.
+    pub v6: bool,
+    /// Lower is asked first: 0 is the table of local addresses, 32766 the main table.
     pub priority: u32,
-    pub mark: u32,
-    pub mask: u32,
+    /// Only packets that came in by this link.
+    pub iif: Option<String>,
+    /// Only packets whose mark has this value under this mask.
+    pub mark: Option<(u32, u32)>,
     pub table: u32,
+}
+
+impl fmt::Display for RoutingRule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let family = if self.v6 { "IPv6" } else { "IPv4" };
+        write!(f, "{family} routing rule {} to table {}", self.priority, self.table)?;
+        if let Some(iif) = &self.iif {
+            write!(f, " for packets from {iif}")?;
+        }
+        match self.mark {
+            Some((value, mask)) => write!(f, " with mark {value:#x}/{mask:#x}"),
+            None => Ok(()),
+        }
+    }
 }
 
 /// A route of one table.

@@ -1,6 +1,8 @@
 //! One transaction: all of its changes happen, or none.
 
-use super::encode::{Attributes, INLINE_NAME, InlineValues, RuleEncoder, exact, key_bounds, type_and_length, verdict};
+use crate::netlink::Attributes;
+
+use super::encode::{INLINE_NAME, InlineValues, RuleEncoder, exact, key_bounds, type_and_length, verdict};
 use super::{Chain, ChainKind, CtTimeout, Datum, Element, Error, Family, Field, Set, TCP, Table, Value, ValueType};
 
 const NEWTABLE: u8 = 0;

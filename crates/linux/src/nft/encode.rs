@@ -4,56 +4,14 @@
 //! `linux/netfilter/nf_tables.h`. Written here because the typed crate covers about half of these expressions and none of
 //! the data in verdict maps; every number in an nftables attribute is big endian, data keep the packet's order.
 
+use crate::netlink::Attributes;
+
 use super::{Balance, Datum, Error, Field, NatTarget, Reject, Rule, Statement, Verdict};
 
 /// First 32-bit register, NFT_REG32_00.
 const REG: u32 = 8;
 const REGISTERS: u32 = 16;
 const VERDICT_REG: u32 = 0;
-
-/// Builds nested attributes into one buffer.
-#[derive(Default)]
-pub(crate) struct Attributes(pub Vec<u8>);
-
-impl Attributes {
-    pub fn bytes(&mut self, kind: u16, value: &[u8]) -> &mut Self {
-        let size = (4 + value.len()) as u16;
-        self.0.extend(size.to_ne_bytes());
-        self.0.extend(kind.to_ne_bytes());
-        self.0.extend(value);
-        self.0.resize(self.0.len().next_multiple_of(4), 0);
-        self
-    }
-
-    pub fn u8(&mut self, kind: u16, value: u8) -> &mut Self {
-        self.bytes(kind, &[value])
-    }
-
-    pub fn u32(&mut self, kind: u16, value: u32) -> &mut Self {
-        self.bytes(kind, &value.to_be_bytes())
-    }
-
-    pub fn u64(&mut self, kind: u16, value: u64) -> &mut Self {
-        self.bytes(kind, &value.to_be_bytes())
-    }
-
-    pub fn text(&mut self, kind: u16, value: &str) -> &mut Self {
-        let mut with_end = value.as_bytes().to_vec();
-        with_end.push(0);
-        self.bytes(kind, &with_end)
-    }
-
-    pub fn nest(&mut self, kind: u16, fill: impl FnOnce(&mut Self)) -> &mut Self {
-        const NESTED: u16 = 0x8000;
-        let start = self.0.len();
-        self.0.extend([0; 4]);
-        fill(self);
-        let size = (self.0.len() - start) as u16;
-        self.0[start..start + 2].copy_from_slice(&size.to_ne_bytes());
-        self.0[start + 2..start + 4].copy_from_slice(&(kind | NESTED).to_ne_bytes());
-        self
-    }
-}
 
 impl Field {
     /// Bytes of one value.

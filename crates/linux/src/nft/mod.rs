@@ -19,7 +19,6 @@ mod model;
 mod rule;
 
 pub use batch::Batch;
-pub(crate) use encode::Attributes;
 pub use model::{
     Chain, ChainKind, CtTimeout, Datum, Element, Family, Field, Hook, HookPoint, ICMP, ICMP6, Set, TCP, Table, UDP,
     Value, ValueType, Verdict,
