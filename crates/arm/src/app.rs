@@ -162,7 +162,7 @@ const TOKEN_SECRET: &str = "/api/v1/namespaces/kube-system/secrets";
 const TOKEN_SECRET_NAME: &str = "oaks-arm-token-key";
 
 /// The key that signs tokens: read from home, made there at the first start.
-pub(crate) async fn token_key(client: &Client) -> Result<TokenKey, StartError> {
+pub async fn token_key(client: &Client) -> Result<TokenKey, StartError> {
     let path = format!("{TOKEN_SECRET}/{TOKEN_SECRET_NAME}");
     // Bounded: a second server may create it between the read and the write.
     for _ in 0..3 {

@@ -11,7 +11,7 @@ use crate::{
     http::{Reply, Request},
     metadata, operations,
     path::{self, Route},
-    rbac, resource,
+    private_dns, rbac, resource,
     resource::method_not_allowed,
     table, token, version,
 };
@@ -39,7 +39,8 @@ async fn answer(app: &App, request: &Request) -> Answer<Reply> {
     if route.is_anonymous() {
         return login(app, request, &route);
     }
-    authenticate(app, request)?;
+    let claims = authenticate(app, request)?;
+    rbac::authorize(app, &claims, request).await?;
     arm(app, request, route).await
 }
 
@@ -74,7 +75,7 @@ fn login(app: &App, request: &Request, route: &Route) -> Answer<Reply> {
     }
 }
 
-fn authenticate(app: &App, request: &Request) -> Answer<()> {
+fn authenticate(app: &App, request: &Request) -> Answer<token::Claims> {
     let refuse = |code: &str, message: String| Err(Fault::new(StatusCode::UNAUTHORIZED, code, message));
     let Some(header) = &request.authorization else {
         return refuse(
@@ -93,7 +94,7 @@ fn authenticate(app: &App, request: &Request) -> Answer<()> {
         );
     };
     match app.key.verify(bearer, &app.identity.base_url, app.clock.now()) {
-        Ok(_) => Ok(()),
+        Ok(claims) => Ok(claims),
         Err(token::TokenError::Expired) => refuse(
             "ExpiredAuthenticationToken",
             "The access token has expired. Log in again.".into(),
@@ -130,6 +131,9 @@ async fn arm(app: &App, request: &Request, route: Route) -> Answer<Reply> {
         Route::Action { id, kind, action } => {
             version::check(v, &kind.full(), kind.versions)?;
             app.check_subscription(&id.subscription)?;
+            if *m == Method::GET && kind.path == ["privateDnsZones"] && action.eq_ignore_ascii_case("ALL") {
+                return private_dns::list_all(app, &id, kind).await;
+            }
             post_action(app, request, &id, kind, &action).await
         }
         Route::Group { subscription, group } => {

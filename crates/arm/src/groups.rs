@@ -22,7 +22,14 @@ const STAGES: &[&[&str]] = &[
     &["loadbalancers"],
     &["publicipaddresses", "networkinterfaces"],
     &["virtualnetworks"],
-    &["roleassignments"],
+    // What networks name, once they are gone.
+    &[
+        "networksecuritygroups",
+        "routetables",
+        "applicationsecuritygroups",
+        "privatednszones",
+        "roleassignments",
+    ],
 ];
 
 /// Runs until `shutdown`.

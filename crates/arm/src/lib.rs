@@ -22,6 +22,7 @@ pub mod metadata;
 pub mod network;
 mod operations;
 pub mod path;
+pub mod private_dns;
 mod rbac;
 pub mod render;
 mod resource;
@@ -31,6 +32,6 @@ pub mod token;
 pub mod validate;
 pub mod version;
 
-pub use app::{ActionError, Actions, Identity, StartError};
+pub use app::{ActionError, Actions, Identity, StartError, token_key};
 pub use server::{ArmConfig, Server, TlsSource, serve};
 pub use token::ServicePrincipal;

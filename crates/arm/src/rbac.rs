@@ -1,5 +1,6 @@
-//! Role definitions (the built-in ones that clients ask for by name) and role assignments (stored). The one principal that can
-//! log in may do everything, so assignments are records, not checks.
+//! Role definitions (the built-in ones that clients ask for by name) and role assignments. The platform's own service
+//! principal may do everything; a managed identity, whose token the metadata service gives to its machine, may do what the
+//! roles that are assigned to it allow.
 
 use http::{Method, StatusCode};
 use resources::{ArmSpec, object_name};
@@ -43,6 +44,74 @@ const BUILT_IN: &[(&str, &str, &[&str])] = &[
         &["Microsoft.ContainerService/managedClusters/listClusterUserCredential/action"],
     ),
 ];
+
+/// Whether whoever holds the token may make the request.
+/// # Errors: 403 `AuthorizationFailed` with the principal, the action and the scope.
+pub(crate) async fn authorize(app: &App, claims: &token::Claims, request: &Request) -> Answer<()> {
+    if claims
+        .appid
+        .eq_ignore_ascii_case(&app.identity.service_principal.client_id)
+    {
+        return Ok(());
+    }
+    let (scope, kind) = target(&request.path);
+    let verb = match request.method {
+        Method::GET | Method::HEAD => "read",
+        Method::DELETE => "delete",
+        Method::POST => "action",
+        _ => "write",
+    };
+    let action = format!("{kind}/{verb}");
+    for assignment in app.home.list::<ArmObject>(PLURAL).await? {
+        let p = &assignment.spec.body["properties"];
+        let text = |f: &str| p[f].as_str().unwrap_or_default();
+        let at = text("scope");
+        let covers = at == "/" || same_id(at, &scope) || is_within(&scope, at);
+        let role = text("roleDefinitionId").rsplit('/').next().unwrap_or_default();
+        let actions = BUILT_IN
+            .iter()
+            .find(|r| r.1.eq_ignore_ascii_case(role))
+            .map_or(&[][..], |r| r.2);
+        let holds = text("principalId").eq_ignore_ascii_case(&claims.oid);
+        // Handing out rights is Owner's alone.
+        let owner = role.eq_ignore_ascii_case(BUILT_IN[0].1);
+        let free = owner || verb == "read" || !action.to_ascii_lowercase().starts_with("microsoft.authorization/");
+        if holds && covers && free && actions.iter().any(|a| allows(a, &action)) {
+            return Ok(());
+        }
+    }
+    let message = format!(
+        "The client '{}' with object id '{}' does not have authorization to perform action '{action}' over scope '{scope}'. Assign it a role there.",
+        claims.appid, claims.oid
+    );
+    Err(Fault::new(StatusCode::FORBIDDEN, "AuthorizationFailed", message))
+}
+
+/// What a path is about: its scope, and the type in actions (`Microsoft.Network/virtualNetworks`).
+fn target(path: &str) -> (String, String) {
+    let scope = path.trim_end_matches('/').to_owned();
+    let parts: Vec<&str> = scope.split('/').filter(|p| !p.is_empty()).collect();
+    let provider = parts.iter().rposition(|p| p.eq_ignore_ascii_case("providers"));
+    let kind = match provider.and_then(|at| parts.get(at + 1..)) {
+        Some([provider, types @ ..]) => {
+            let types: Vec<&str> = types.iter().step_by(2).copied().collect();
+            [&[*provider][..], &types].concat().join("/")
+        }
+        _ if parts.len() > 2 => "Microsoft.Resources/subscriptions/resourceGroups".to_owned(),
+        _ => "Microsoft.Resources/subscriptions".to_owned(),
+    };
+    (scope, kind)
+}
+
+/// Whether an action of a role, with at most one `*` at its start or end, covers `action`.
+fn allows(pattern: &str, action: &str) -> bool {
+    let (pattern, action) = (pattern.to_ascii_lowercase(), action.to_ascii_lowercase());
+    match (pattern.strip_prefix('*'), pattern.strip_suffix('*')) {
+        (Some(end), _) => action.ends_with(end),
+        (None, Some(start)) => action.starts_with(start),
+        (None, None) => action == pattern,
+    }
+}
 
 fn definition(app: &App, (name, guid, actions): &(&str, &str, &[&str])) -> Value {
     let scope = format!("/subscriptions/{}", app.identity.subscription);
@@ -233,4 +302,40 @@ async fn put(app: &App, request: &Request, scope: &str, id: String, stored: Opti
     };
     let stored: ArmObject = app.home.create(PLURAL, &ArmObject::new(PLURAL, spec)).await?;
     Ok(Reply::json(StatusCode::CREATED, view(&stored)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn actions_are_named_and_covered_as_roles_say() {
+        let base = "/subscriptions/s/resourceGroups/g/providers/Microsoft.Network/virtualNetworks/v";
+        assert_eq!(
+            target(base),
+            (base.to_owned(), "Microsoft.Network/virtualNetworks".to_owned())
+        );
+        assert_eq!(
+            target(&format!("{base}/subnets/a/")).1,
+            "Microsoft.Network/virtualNetworks/subnets"
+        );
+        assert_eq!(
+            target("/subscriptions/s/resourceGroups/g").1,
+            "Microsoft.Resources/subscriptions/resourceGroups"
+        );
+        for (pattern, action, wanted) in [
+            ("*", "Microsoft.Network/virtualNetworks/write", true),
+            ("*/read", "Microsoft.Network/virtualNetworks/read", true),
+            ("*/read", "Microsoft.Network/virtualNetworks/delete", false),
+            ("Microsoft.Network/*", "microsoft.network/virtualNetworks/write", true),
+            (
+                "Microsoft.Network/*",
+                "Microsoft.ContainerService/managedClusters/read",
+                false,
+            ),
+            ("Microsoft.X/a/read", "Microsoft.X/a/read", true),
+        ] {
+            assert_eq!(allows(pattern, action), wanted, "{pattern} {action}");
+        }
+    }
 }

@@ -58,6 +58,7 @@ fn clean_properties(kind: &ResourceType, p: &mut Map<String, Value>) {
             p.remove(*f);
         }
     }
+    crate::private_dns::clean(kind, p);
     if kind.path == ["routeTables"] {
         p.remove("subnets");
     }
@@ -128,6 +129,7 @@ pub fn resource(kind: &ResourceType, object: &ArmObject) -> Value {
     let empty = ArmStatus::default();
     let status = object.status.as_ref().unwrap_or(&empty);
     overlay(&mut properties, &status.properties);
+    crate::private_dns::complete(kind, &mut properties);
     properties["provisioningState"] = json!(object.state());
     for (child, array, flat) in children(kind) {
         for e in properties
@@ -170,7 +172,8 @@ pub fn child(kind: &ResourceType, parent: &Value, element: &Value) -> Value {
     let name = element["name"].as_str().unwrap_or_default();
     let segment = kind.path.last().copied().unwrap_or_default();
     let flat = matches!(kind.storage, Storage::Embedded { flat: true, .. });
-    let mut out = element.as_object().cloned().unwrap_or_default();
+    let shaped = crate::private_dns::child(kind, parent, element.clone());
+    let mut out = shaped.as_object().cloned().unwrap_or_default();
     if flat {
         out.remove("name");
         let mut properties = Value::Object(std::mem::take(&mut out));

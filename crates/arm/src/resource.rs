@@ -12,7 +12,7 @@ use crate::{
     http::{Reply, Request},
     operations::{self, Subject},
     path::Route,
-    render,
+    private_dns, render,
     table::{ResourceType, Storage},
     validate,
 };
@@ -111,7 +111,7 @@ fn element<'a>(body: &'a Value, array: &str, name: &str) -> Option<&'a Value> {
 /// What a client sees of a resource whose carrier is `object`; `None` if there is no such child.
 fn view(kind: &ResourceType, id: &ArmId, object: &ArmObject) -> Answer<Option<Value>> {
     match kind.storage {
-        Storage::Object { .. } => Ok(Some(render::resource(kind, object))),
+        Storage::Object { .. } => Ok(Some(private_dns::alone(kind, render::resource(kind, object)))),
         Storage::Embedded { array, .. } => {
             let parent = render::resource(parent_kind(kind)?, object);
             Ok(element(&parent, array, id.name()).map(|e| render::child(kind, &parent, e)))
@@ -177,7 +177,15 @@ async fn put(app: &App, request: &Request, id: &ArmId, kind: &'static ResourceTy
             return Err(being_deleted(&carrier_id));
         }
         let body = match kind.storage {
-            Storage::Object { .. } => Value::Object(keep_pools(kind, render::clean(kind, sent.clone()), old.as_ref())),
+            Storage::Object { .. } => {
+                let kept = keep_pools(kind, render::clean(kind, sent.clone()), old.as_ref());
+                let mut kept = private_dns::keep_children(kind, kept, old.as_ref());
+                // What the platform itself noted is no client's to lose.
+                if let Some(own) = old.as_ref().and_then(|o| o.spec.body.get("oaks")) {
+                    kept.insert("oaks".into(), own.clone());
+                }
+                Value::Object(kept)
+            }
             Storage::Embedded { array, flat, .. } => {
                 let parent = old.as_ref().ok_or_else(|| parent_not_found(&carrier_id))?;
                 with_element(kind, array, flat, parent.spec.body.clone(), id.name(), sent.clone())
@@ -377,6 +385,7 @@ async fn delete(app: &App, request: &Request, id: &ArmId, kind: &'static Resourc
             return Ok(Reply::empty(StatusCode::NO_CONTENT));
         };
         preconditions(request, kind, Some(&current))?;
+        private_dns::check_delete_child(kind, &current)?;
         match kind.storage {
             Storage::Object { .. } => {
                 check_delete(app, &object).await?;
@@ -423,6 +432,9 @@ async fn check_delete(app: &App, object: &ArmObject) -> Answer<()> {
     }
     if object.kind == "RouteTable" {
         validate::routes::delete_table(object, &app.world().await?)?;
+    }
+    if object.kind == "PrivateDnsZone" {
+        private_dns::check_delete(object)?;
     }
     if object.kind == "ApplicationSecurityGroup" {
         validate::application_groups::delete_group(object, &app.world().await?)?;
@@ -492,7 +504,10 @@ pub(crate) async fn list(
     }
     let Storage::Embedded { array, .. } = kind.storage else {
         let objects = app.home.objects(plural, scope.as_deref()).await?;
-        return Ok(Reply::list(objects.iter().map(|o| render::resource(kind, o)).collect()));
+        let shown = objects
+            .iter()
+            .map(|o| private_dns::alone(kind, render::resource(kind, o)));
+        return Ok(Reply::list(shown.collect()));
     };
     let parent = parent.ok_or_else(|| Fault::internal("the list"))?;
     let object = app

@@ -60,6 +60,7 @@ const NETWORK: &[&str] = &[
     "2022-01-01",
     "2021-08-01",
 ];
+const PRIVATE_DNS: &[&str] = &["2024-06-01", "2020-06-01", "2020-01-01", "2018-09-01"];
 const AKS: &[&str] = &[
     "2026-06-01",
     "2026-04-01",
@@ -76,6 +77,23 @@ const ACI: &[&str] = &[
     "2022-09-01",
     "2021-09-01",
 ];
+
+/// Record sets of one type, or links: elements of their zone's body.
+const fn zone_child(path: &'static [&'static str], array: &'static str) -> ResourceType {
+    ResourceType {
+        provider: "Microsoft.Network",
+        path,
+        storage: Storage::Embedded {
+            plural: "privatednszones",
+            array,
+            flat: false,
+        },
+        versions: PRIVATE_DNS,
+        writable: true,
+        etag: "etag",
+        actions: &[],
+    }
+}
 
 /// Every served type, parents before children.
 pub const TYPES: &[ResourceType] = &[
@@ -207,6 +225,26 @@ pub const TYPES: &[ResourceType] = &[
         etag: "etag",
         actions: &[],
     },
+    ResourceType {
+        provider: "Microsoft.Network",
+        path: &["privateDnsZones"],
+        storage: Storage::Object {
+            plural: "privatednszones",
+        },
+        versions: PRIVATE_DNS,
+        writable: true,
+        etag: "etag",
+        actions: &[],
+    },
+    zone_child(&["privateDnsZones", "virtualNetworkLinks"], "virtualNetworkLinks"),
+    zone_child(&["privateDnsZones", "A"], "A"),
+    zone_child(&["privateDnsZones", "AAAA"], "AAAA"),
+    zone_child(&["privateDnsZones", "CNAME"], "CNAME"),
+    zone_child(&["privateDnsZones", "MX"], "MX"),
+    zone_child(&["privateDnsZones", "PTR"], "PTR"),
+    zone_child(&["privateDnsZones", "SOA"], "SOA"),
+    zone_child(&["privateDnsZones", "SRV"], "SRV"),
+    zone_child(&["privateDnsZones", "TXT"], "TXT"),
     ResourceType {
         provider: "Microsoft.ContainerService",
         path: &["managedClusters"],

@@ -49,6 +49,9 @@ pub struct Claims {
     pub nbf: u64,
     pub exp: u64,
     pub ver: String,
+    /// ARM id of a managed identity.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub xms_mirid: Option<String>,
 }
 
 /// Signs and checks tokens.
@@ -215,6 +218,7 @@ pub fn grant(
         nbf: iat,
         exp: iat + LIFETIME_S,
         ver: "1.0".to_owned(),
+        xms_mirid: None,
     };
     let access_token = key
         .issue(&claims)
@@ -222,6 +226,40 @@ pub fn grant(
     Ok(
         json!({"token_type": "Bearer", "expires_in": LIFETIME_S, "ext_expires_in": LIFETIME_S, "access_token": access_token}),
     )
+}
+
+/// A managed identity, as tokens name it.
+#[derive(Clone, Copy, Debug)]
+pub struct ManagedIdentity<'a> {
+    pub client_id: &'a str,
+    pub object_id: &'a str,
+    /// ARM id.
+    pub resource_id: &'a str,
+}
+
+/// Claims of a managed identity's token for the audience `resource`. `base_url` and `tenant` are the platform's own.
+pub fn identity_claims(
+    identity: &ManagedIdentity<'_>,
+    base_url: &str,
+    tenant: &str,
+    resource: &str,
+    now: SystemTime,
+) -> Claims {
+    let iat = unix_s(now);
+    Claims {
+        aud: resource.to_owned(),
+        iss: format!("{base_url}/adfs"),
+        tid: tenant.to_owned(),
+        oid: identity.object_id.to_owned(),
+        sub: identity.object_id.to_owned(),
+        appid: identity.client_id.to_owned(),
+        idtyp: "app".to_owned(),
+        iat,
+        nbf: iat,
+        exp: iat + LIFETIME_S,
+        ver: "1.0".to_owned(),
+        xms_mirid: Some(identity.resource_id.to_owned()),
+    }
 }
 
 /// Object id of a principal: a name-based GUID, the same on every run.

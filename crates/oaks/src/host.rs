@@ -10,7 +10,7 @@ use machines::{
 };
 use reconcile::Informers;
 use serde_json::json;
-use stdx::Shutdown;
+use stdx::{RealClock, Shutdown};
 use vnet_model::fabric::{EdgeSpec, Uplink};
 
 use crate::{
@@ -21,6 +21,7 @@ use crate::{
     group_nics::GroupNics,
     keeper, pull,
     server::stop_on_signal,
+    tokens::IdentityTokens,
     up, virtual_nodes,
 };
 
@@ -99,6 +100,11 @@ pub async fn run(settings: &Settings) -> Result<()> {
             pull_socket: pull_socket.clone(),
         }),
     };
+    fabric.issue_tokens(Arc::new(IdentityTokens {
+        home: home.clone(),
+        paths: paths.clone(),
+        clock: RealClock::shared(),
+    }));
     fabric.serve(&tokio::runtime::Handle::current());
     let network = agent::Network::start(config.clone(), shutdown.clone())
         .await

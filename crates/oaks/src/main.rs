@@ -24,6 +24,7 @@ mod recipe;
 mod server;
 mod signer;
 mod status;
+mod tokens;
 mod up;
 mod virtual_nodes;
 

@@ -9,7 +9,7 @@
 //! * [`fabric`]: what one host's data plane shall be: input of the `vnet` crate's plan.
 //! * [`underlay`]: other hosts, and the numbers of virtual networks between them; [`gateway`]: on-premises sites.
 //! * [`nsg`]: network security rules and their evaluation; [`service_tags`]: the names in them.
-//! * [`zone`]: private DNS zones; [`instance`]: what a machine's metadata say.
+//! * [`zone`]: private DNS zones, [`private_dns`]: their ARM bodies; [`instance`]: what a machine's metadata say.
 
 pub mod address;
 pub mod arm;
@@ -21,6 +21,7 @@ pub mod instance;
 pub mod interfaces;
 pub mod ipam;
 pub mod nsg;
+pub mod private_dns;
 pub mod rules;
 pub mod service_tags;
 pub mod underlay;

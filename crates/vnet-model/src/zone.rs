@@ -13,6 +13,12 @@ pub struct ZoneSpec {
     /// of its own.
     #[serde(default)]
     pub records: Vec<ZoneRecord>,
+    /// Names that the zone does not have are asked for outside.
+    #[serde(default)]
+    pub fallback: bool,
+    /// The network's own machines are registered here, so that their addresses lead back to these names too.
+    #[serde(default)]
+    pub registration: bool,
 }
 
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]

@@ -305,6 +305,11 @@ impl Fabric {
         dial::listen(&netns::open(netns)?, address).map_err(fail)
     }
 
+    /// Lets the metadata service give out tokens; call it before [`Fabric::serve`].
+    pub fn issue_tokens(&self, source: Arc<dyn crate::TokenSource>) {
+        self.state.lock().servers.issue_tokens(source);
+    }
+
     /// Opens the wire server and DNS in every virtual network, now and whenever one is added, and probes load balancers'
     /// backends from the next apply on; tasks run on `runtime`.
     pub fn serve(&self, runtime: &tokio::runtime::Handle) {

@@ -24,4 +24,5 @@ pub use names::{edge_pin, host_link, host_table, vnet_pin};
 pub use plan::{DENIED, ROGUE_DHCP, SPOOFED, SPOOFED_ARP, SPOOFED_ND, SPOOFED_RA, UNKNOWN_PEER};
 pub use plan::{FORGOTTEN, NO_ADDRESS, NOT_A_SOURCE};
 pub use probe::{Health, Target};
+pub use serve::metadata::{Token, TokenFuture, TokenSource};
 pub use teardown::teardown;

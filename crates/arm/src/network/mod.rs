@@ -4,14 +4,15 @@
 //! ([`plan::plan`]), writes statuses, and waits for the next change. Bursts of changes are one pass.
 
 pub mod plan;
+mod private_dns;
 
 use std::{sync::Arc, time::Duration};
 
 use ipnet::IpNet;
 use reconcile::{Error, Informers};
 use resources::{
-    ApplicationSecurityGroup, LoadBalancer, NatGateway, NetworkInterface, NetworkSecurityGroup, PrivateDnsZone,
-    PublicIPAddress, PublicIPPrefix, ResourceGroup, RouteTable, VirtualNetwork,
+    ApplicationSecurityGroup, LoadBalancer, Machine, NatGateway, NetworkInterface, NetworkSecurityGroup,
+    PrivateDnsZone, PublicIPAddress, PublicIPPrefix, ResourceGroup, RouteTable, VirtualNetwork,
 };
 use stdx::{BackoffPolicy, Rng, Shutdown};
 use tokio::sync::Notify;
@@ -40,6 +41,7 @@ pub async fn run(home: Home, informers: Informers, pool: Option<IpNet>, shutdown
     informers.get::<PublicIPPrefix>().on_change(wake());
     informers.get::<ApplicationSecurityGroup>().on_change(wake());
     informers.get::<PrivateDnsZone>().on_change(wake());
+    informers.get::<Machine>().on_change(wake());
     let mut failures = 0u32;
     let mut rng = Rng::from_entropy();
     loop {
@@ -80,6 +82,7 @@ async fn pass(home: &Home, pool: Option<IpNet>) -> Result<(), Error> {
         public_ip_prefixes: home.list("publicipprefixes").await?,
         application_groups: home.list("applicationsecuritygroups").await?,
         private_zones: home.list("privatednszones").await?,
+        machines: home.list("machines").await?,
         pool,
     };
     let mut result = Ok(());

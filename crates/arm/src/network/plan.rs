@@ -30,6 +30,8 @@ pub struct Inputs {
     pub public_ip_prefixes: Vec<ArmObject>,
     pub application_groups: Vec<ArmObject>,
     pub private_zones: Vec<ArmObject>,
+    /// Machines, whose names private zones register.
+    pub machines: Vec<resources::Machine>,
     /// Pool of public addresses.
     pub pool: Option<IpNet>,
 }
@@ -73,6 +75,14 @@ pub fn plan(inputs: &Inputs) -> Vec<Write> {
             "networksecuritygroups",
             group,
             Ok(group_properties(group, inputs)),
+        );
+    }
+    for zone in inputs.private_zones.iter().filter(|o| !o.is_deleting()) {
+        push(
+            &mut out,
+            "privatednszones",
+            zone,
+            Ok(super::private_dns::properties(zone, inputs)),
         );
     }
     for table in inputs.route_tables.iter().filter(|o| !o.is_deleting()) {

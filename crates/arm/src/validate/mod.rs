@@ -6,6 +6,7 @@ pub mod aks;
 pub mod application_groups;
 pub mod network;
 pub mod peering;
+pub mod private_dns;
 pub mod routes;
 pub mod security;
 
@@ -163,6 +164,7 @@ pub fn resource(kind: &ResourceType, id: &ArmId, body: &Value, old: Option<&ArmO
     name(kind, id)?;
     match kind.path {
         ["virtualNetworks"] => network::vnet(id, body, old, world),
+        ["privateDnsZones"] => private_dns::zone(id, body, world),
         ["routeTables"] => routes::table(body),
         ["networkSecurityGroups"] => security::group(body, world),
         ["networkInterfaces"] => network::nic(id, body, old, world),
@@ -199,7 +201,11 @@ pub fn tags(body: &Value) -> Answer<()> {
 
 fn name(kind: &ResourceType, id: &ArmId) -> Answer<()> {
     let name = id.name();
-    let max = if kind.path == ["managedClusters"] { 63 } else { 80 };
+    let max = match kind.path {
+        ["managedClusters"] => 63,
+        ["privateDnsZones"] => 253,
+        _ => 80,
+    };
     let first = name.chars().next().is_some_and(|c| c.is_ascii_alphanumeric());
     let last = name
         .chars()
@@ -207,7 +213,7 @@ fn name(kind: &ResourceType, id: &ArmId) -> Answer<()> {
         .is_some_and(|c| c.is_ascii_alphanumeric() || c == '_');
     let middle = name
         .chars()
-        .all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_' || (max == 80 && c == '.'));
+        .all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_' || (max >= 80 && c == '.'));
     if first && last && middle && name.len() <= max {
         return Ok(());
     }

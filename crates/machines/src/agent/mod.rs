@@ -5,9 +5,11 @@
 //! the same code. Killing the agent stops nothing that runs.
 
 mod application_groups;
+mod instances;
 mod machine;
 mod network;
 pub mod plan;
+mod zones;
 
 use std::{path::PathBuf, sync::Arc};
 

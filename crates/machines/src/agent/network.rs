@@ -4,8 +4,8 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use reconcile::{Informer, Kind};
 use resources::{
-    LoadBalancer, Machine, NatGateway, NetworkInterface, NetworkSecurityGroup, PublicIPAddress, RouteTable,
-    VirtualNetwork, VirtualNode,
+    LoadBalancer, Machine, ManagedCluster, NatGateway, NetworkInterface, NetworkSecurityGroup, PrivateDnsZone,
+    PublicIPAddress, RouteTable, VirtualNetwork, VirtualNode,
 };
 use stdx::Shutdown;
 use tokio::sync::{Notify, watch};
@@ -42,6 +42,8 @@ struct Watched {
     nat_gateways: Informer<NatGateway>,
     machines: Informer<Machine>,
     virtual_nodes: Informer<VirtualNode>,
+    private_zones: Informer<PrivateDnsZone>,
+    clusters: Informer<ManagedCluster>,
 }
 
 impl Network {
@@ -58,6 +60,8 @@ impl Network {
             nat_gateways: open(&config, &changed).await,
             machines: open(&config, &changed).await,
             virtual_nodes: open(&config, &changed).await,
+            private_zones: open(&config, &changed).await,
+            clusters: open(&config, &changed).await,
         };
         let (sender, mut applied) = watch::channel(None);
         let first = apply(&config, &watched).await?;
@@ -130,6 +134,8 @@ async fn apply(config: &AgentConfig, watched: &Watched) -> Result<Applied, Agent
         nat_gateways: owned(&watched.nat_gateways),
         machines: owned(&watched.machines),
         virtual_nodes: owned(&watched.virtual_nodes),
+        private_zones: owned(&watched.private_zones),
+        clusters: owned(&watched.clusters),
     };
     let plan = plan::plan(&world, &config.instance, &config.edge);
     for note in &plan.notes {

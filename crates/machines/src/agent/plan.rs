@@ -7,8 +7,8 @@ use std::{
 
 use ipnet::{IpNet, Ipv4Net};
 use resources::{
-    LoadBalancer, Machine, NatGateway, NetworkInterface, NetworkSecurityGroup, PublicIPAddress, RouteTable,
-    VirtualNetwork, VirtualNode, object_name,
+    LoadBalancer, Machine, ManagedCluster, NatGateway, NetworkInterface, NetworkSecurityGroup, PrivateDnsZone,
+    PublicIPAddress, RouteTable, VirtualNetwork, VirtualNode, object_name,
     views::{NicAddresses, PeeringView, VnetView, lb_frontends, peerings, subnet_ref},
 };
 use vnet_model::{
@@ -35,6 +35,8 @@ pub struct World {
     pub nat_gateways: Vec<NatGateway>,
     pub machines: Vec<Machine>,
     pub virtual_nodes: Vec<VirtualNode>,
+    pub private_zones: Vec<PrivateDnsZone>,
+    pub clusters: Vec<ManagedCluster>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -113,6 +115,8 @@ pub fn plan(world: &World, instance: &str, edge: &EdgeSpec) -> Plan {
             notes.push(format!("NetworkInterface {}: {reason}", nic.name()));
         }
     }
+    super::instances::add(&mut vnets, &world.machines, &world.nics, &world.clusters);
+    super::zones::add(&mut vnets, &world.private_zones, &mut notes);
     add_peers(&world.vnets, &mut vnets, &mut notes);
     for vnet in vnets.values_mut() {
         super::application_groups::add(vnet, &world.nics);
@@ -446,6 +450,83 @@ mod tests {
         assert_eq!(group(&v.subnets[0].security_group).rules[0].name, "web");
         assert_eq!(group(&v.nics[0].security_group).rules, deny_all());
         assert_eq!(plan.notes.len(), 1, "{:?}", plan.notes);
+    }
+
+    #[test]
+    fn linked_networks_get_a_zone_with_the_names_that_machines_registered() {
+        let mut w = world();
+        w.machines.push(Machine::new(
+            "m",
+            resources::MachineSpec {
+                node_name: "Node-0".into(),
+                nic: "nic-a".into(),
+                ..Default::default()
+            },
+        ));
+        let far = VNET.replace("Networks/v", "Networks/w");
+        let body = json!({"properties": {"addressSpace": {"addressPrefixes": ["10.9.0.0/16"]}}});
+        w.vnets.push(VirtualNetwork::new(
+            object_name(&far),
+            ArmSpec { id: far.clone(), body },
+        ));
+        let link = |name: &str, vnet: &str, registration: bool| json!({"name": name, "properties": {"virtualNetwork": {"id": vnet}, "registrationEnabled": registration}});
+        let zone = |body: serde_json::Value| {
+            let id =
+                "/subscriptions/s/resourceGroups/g/providers/Microsoft.Network/privateDnsZones/Example.org".to_owned();
+            PrivateDnsZone::new(
+                "z",
+                ArmSpec {
+                    id,
+                    body: json!({"properties": body}),
+                },
+            )
+        };
+        w.private_zones = vec![zone(
+            json!({"virtualNetworkLinks": [link("a", VNET, true), link("b", &far, false)]}),
+        )];
+        let made = plan(&w, "t", &EdgeSpec::default());
+        assert_eq!(made.spec.vnets.len(), 2);
+        for vnet in &made.spec.vnets {
+            let zone = &vnet.private_zones[0];
+            assert_eq!(
+                (zone.name.as_str(), zone.records[0].name.as_str()),
+                ("example.org", "node-0")
+            );
+            assert_eq!(zone.registration, vnet.key == object_name(VNET));
+        }
+        let instance = made
+            .spec
+            .vnets
+            .iter()
+            .flat_map(|v| &v.nics)
+            .next()
+            .unwrap()
+            .instance
+            .clone()
+            .unwrap();
+        assert_eq!(instance.name, "Node-0");
+        // A written record of that name wins, and a zone that cannot be read is said.
+        w.private_zones = vec![zone(json!({"virtualNetworkLinks": [link("a", VNET, true)],
+            "CNAME": [{"name": "NODE-0", "properties": {"cnameRecord": {"cname": "x.org"}}}]}))];
+        assert_eq!(
+            plan(&w, "t", &EdgeSpec::default())
+                .spec
+                .vnets
+                .iter()
+                .flat_map(|v| &v.private_zones)
+                .next()
+                .unwrap()
+                .records
+                .len(),
+            1
+        );
+        w.private_zones = vec![zone(json!({"A": [{"name": "..", "properties": {}}]}))];
+        let made = plan(&w, "t", &EdgeSpec::default());
+        assert!(
+            made.notes[0].starts_with("PrivateDnsZone z: properties.A[0].name"),
+            "{:?}",
+            made.notes
+        );
     }
 
     #[test]

@@ -9,6 +9,7 @@ use linux::nft::{
 };
 use vnet_model::WIRE_SERVER;
 use vnet_model::fabric::{FabricSpec, NicKind, VnetSpec};
+use vnet_model::instance::METADATA_SERVICE;
 
 use super::{NamespacePlan, Transit};
 use crate::names::{EDGE_LINK, VNET_TABLE, VXLAN_LINK, nic_link, peer_link, vnet_link};
@@ -20,6 +21,7 @@ pub fn plan_vnet(vnet: &VnetSpec, spec: &FabricSpec, slot: u32) -> NamespacePlan
     let mut plan = NamespacePlan::router();
     plan.sysctls = vnet_sysctls();
     plan.address("lo", Ipv4Net::from(WIRE_SERVER));
+    plan.address("lo", Ipv4Net::from(METADATA_SERVICE));
     for local in &vnet.local {
         plan.address("lo", Ipv4Net::from(*local));
     }
@@ -102,7 +104,12 @@ fn protection(vnet: &VnetSpec, outward: Ipv4Addr) -> Table {
     let sockets = own_ports
         .into_iter()
         .chain(dns_ports)
-        .map(|(proto, port)| Element::key([Datum::Ip(WIRE_SERVER), Datum::Proto(proto), Datum::Port(port)]));
+        .map(|(proto, port)| Element::key([Datum::Ip(WIRE_SERVER), Datum::Proto(proto), Datum::Port(port)]))
+        .chain([Element::key([
+            Datum::Ip(METADATA_SERVICE),
+            Datum::Proto(TCP),
+            Datum::Port(80),
+        ])]);
 
     let mut table = Table::new(Family::Ip, VNET_TABLE);
     table.sets = vec![

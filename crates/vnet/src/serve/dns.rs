@@ -1,5 +1,6 @@
-//! VNet DNS: names of the network's NICs and the records of its spec; everything else goes to the host's resolvers, if
-//! there are any, and is refused at once otherwise. Names never cross from one virtual network to another.
+//! VNet DNS: private zones that are linked to the network, names of its NICs and the records of its spec; everything else
+//! goes to the host's resolvers, if there are any, and is refused at once otherwise. Names cross from one virtual network
+//! to another only in a zone that both are linked to.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -15,6 +16,7 @@ use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use vnet_model::fabric::VnetSpec;
 
+use super::zones::{Found, Zones};
 use super::{CONCURRENT_MAX, SharedView, View};
 
 /// NICs come and go within seconds.
@@ -22,6 +24,8 @@ const TTL_S: u32 = 5;
 /// How long one resolver may take.
 const RESOLVER_TIMEOUT: Duration = Duration::from_secs(2);
 const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How many aliases are followed for one question.
+const ALIASES_MAX: usize = 8;
 /// Without EDNS.
 const DATAGRAM_BYTES: usize = 512;
 
@@ -29,8 +33,10 @@ const DATAGRAM_BYTES: usize = 512;
 #[derive(Default)]
 pub struct Names {
     addresses: BTreeMap<String, Vec<Ipv4Addr>>,
-    hosts: BTreeMap<Ipv4Addr, String>,
+    /// Address to the names that it has, the network's own first.
+    hosts: BTreeMap<Ipv4Addr, Vec<String>>,
     suffix: String,
+    zones: Zones,
 }
 
 impl Names {
@@ -39,6 +45,7 @@ impl Names {
         let suffix = fold(&vnet.dns.suffix);
         let mut out = Self {
             suffix: suffix.clone(),
+            zones: Zones::of(&vnet.private_zones),
             ..Self::default()
         };
         for nic in &vnet.nics {
@@ -55,7 +62,11 @@ impl Names {
             if !suffix.is_empty() {
                 out.addresses.entry(whole.clone()).or_default().push(primary);
             }
-            out.hosts.insert(primary, whole);
+            let own_zones = vnet.private_zones.iter().filter(|z| z.registration);
+            let registered =
+                own_zones.map(|z| format!("{}.{}", fold(nic.host_name.as_deref().unwrap_or_default()), z.name));
+            out.hosts
+                .insert(primary, std::iter::once(whole).chain(registered).collect());
         }
         for record in &vnet.dns.records {
             out.addresses
@@ -72,6 +83,36 @@ enum Verdict {
     Reply(Message),
     /// Not ours: for the resolvers.
     Forward,
+    /// An alias whose target is not ours: the answer so far, and the question that the resolvers are asked.
+    Follow(Message, Message),
+}
+
+/// The answer to a question that needs the resolvers; `None` if there is none to give.
+async fn ask_outside(
+    view: &View,
+    query: &Message,
+    question: &[u8],
+    verdict: Verdict,
+    by_stream: bool,
+) -> Option<Vec<u8>> {
+    match verdict {
+        Verdict::Reply(reply) => reply.to_vec().ok(),
+        Verdict::Forward => match ask_resolvers(&view.resolvers, question, by_stream).await {
+            Some(answer) => Some(answer),
+            None => refusal(query, ResponseCode::ServFail).to_vec().ok(),
+        },
+        Verdict::Follow(mut reply, further) => {
+            let answer = ask_resolvers(&view.resolvers, &further.to_vec().ok()?, by_stream).await;
+            match answer.and_then(|a| Message::from_vec(&a).ok()) {
+                Some(answer) => {
+                    reply.metadata.response_code = answer.metadata.response_code;
+                    reply.add_answers(answer.answers);
+                }
+                None => reply.metadata.response_code = ResponseCode::ServFail,
+            }
+            reply.to_vec().ok()
+        }
+    }
 }
 
 pub async fn serve_udp(socket: UdpSocket, view: SharedView) {
@@ -90,15 +131,15 @@ pub async fn serve_udp(socket: UdpSocket, view: SharedView) {
         match judge(&now, &query) {
             Verdict::Reply(reply) => send(&socket, &query, reply, peer).await,
             // Full: the client asks again.
-            Verdict::Forward => {
+            outside => {
                 let Ok(slot) = slots.clone().try_acquire_owned() else {
                     continue;
                 };
                 let (socket, question) = (socket.clone(), question.to_vec());
                 tokio::spawn(async move {
-                    match ask_resolvers(&now.resolvers, &question, false).await {
-                        Some(answer) => drop(socket.send_to(&answer, peer).await),
-                        None => send(&socket, &query, refusal(&query, ResponseCode::ServFail), peer).await,
+                    if let Some(answer) = ask_outside(&now, &query, &question, outside, false).await {
+                        // A client that went away needs no answer.
+                        let _ = socket.send_to(&answer, peer).await;
                     }
                     drop(slot);
                 });
@@ -142,13 +183,8 @@ async fn converse(mut stream: TcpStream, view: SharedView) -> std::io::Result<()
             return Ok(());
         };
         let now = view.read().clone();
-        let answer = match judge(&now, &query) {
-            Verdict::Reply(reply) => reply.to_vec().ok(),
-            Verdict::Forward => match ask_resolvers(&now.resolvers, &question, true).await {
-                Some(answer) => Some(answer),
-                None => refusal(&query, ResponseCode::ServFail).to_vec().ok(),
-            },
-        };
+        let verdict = judge(&now, &query);
+        let answer = ask_outside(&now, &query, &question, verdict, true).await;
         let Some(answer) = answer else { return Ok(()) };
         let Ok(length) = u16::try_from(answer.len()) else {
             return Ok(());
@@ -170,6 +206,9 @@ fn judge(view: &View, query: &Message) -> Verdict {
     let folded = name.trim_end_matches('.').to_ascii_lowercase();
     let names = &view.names;
     let mut reply = refusal(query, ResponseCode::NoError);
+    if let Some(verdict) = from_zones(view, query, &mut reply, &folded) {
+        return verdict;
+    }
     if let Some(addresses) = names.addresses.get(&folded) {
         if matches!(question.query_type(), RecordType::A | RecordType::ANY) {
             let record = |a: &Ipv4Addr| Record::from_rdata(question.name().clone(), TTL_S, RData::A(A(*a)));
@@ -177,13 +216,11 @@ fn judge(view: &View, query: &Message) -> Verdict {
         }
         return Verdict::Reply(reply);
     }
-    if let Some(host) = reverse(&folded).and_then(|a| names.hosts.get(&a)) {
-        if let (RecordType::PTR, Ok(target)) = (question.query_type(), Name::from_ascii(format!("{host}."))) {
-            reply.add_answer(Record::from_rdata(
-                question.name().clone(),
-                TTL_S,
-                RData::PTR(PTR(target)),
-            ));
+    if let Some(hosts) = reverse(&folded).and_then(|a| names.hosts.get(&a)) {
+        if question.query_type() == RecordType::PTR {
+            let targets = hosts.iter().filter_map(|h| Name::from_ascii(format!("{h}.")).ok());
+            let record = |t| Record::from_rdata(question.name().clone(), TTL_S, RData::PTR(PTR(t)));
+            reply.add_answers(targets.map(record));
         }
         return Verdict::Reply(reply);
     }
@@ -192,6 +229,64 @@ fn judge(view: &View, query: &Message) -> Verdict {
         return Verdict::Reply(refusal(query, ResponseCode::NXDomain));
     }
     Verdict::Forward
+}
+
+/// What the private zones say of the question, aliases followed; `None` if the name is in none of them.
+fn from_zones(view: &View, query: &Message, reply: &mut Message, name: &str) -> Option<Verdict> {
+    let question = query.queries.first()?;
+    let kind = question.query_type();
+    let (mut name, mut owner) = (name.to_owned(), question.name().clone());
+    for followed in 0..=ALIASES_MAX {
+        match view.names.zones.find(&name, &owner, kind) {
+            Found::Records(records) => {
+                reply.add_answers(records);
+                break;
+            }
+            Found::Alias(record, target) => {
+                reply.add_answer(record);
+                owner = Name::from_ascii(format!("{target}.")).ok()?;
+                name = target;
+            }
+            Found::NoData(soa) => {
+                reply.add_authority(soa);
+                break;
+            }
+            Found::NoName(soa, fallback) => {
+                if fallback && !view.resolvers.is_empty() {
+                    return Some(outside(reply, &owner, kind, followed));
+                }
+                reply.add_authority(soa);
+                reply.metadata.response_code = ResponseCode::NXDomain;
+                break;
+            }
+            Found::NotOurs if followed == 0 => return None,
+            Found::NotOurs => {
+                if let Some(addresses) = view.names.addresses.get(&name) {
+                    let fits = matches!(kind, RecordType::A | RecordType::ANY);
+                    let record = |a: &Ipv4Addr| Record::from_rdata(owner.clone(), TTL_S, RData::A(A(*a)));
+                    reply.add_answers(addresses.iter().filter(|_| fits).map(record));
+                } else if !view.resolvers.is_empty() {
+                    return Some(outside(reply, &owner, kind, followed));
+                } else {
+                    reply.metadata.response_code = ResponseCode::NXDomain;
+                }
+                break;
+            }
+        }
+    }
+    Some(Verdict::Reply(std::mem::replace(reply, Message::query())))
+}
+
+/// The name at the end of `followed` aliases is asked for outside.
+fn outside(reply: &mut Message, name: &Name, kind: RecordType, followed: usize) -> Verdict {
+    if followed == 0 {
+        return Verdict::Forward;
+    }
+    let mut further = Message::query();
+    further.metadata.id = reply.metadata.id;
+    further.metadata.recursion_desired = true;
+    further.add_query(hickory_proto::op::Query::query(name.clone(), kind));
+    Verdict::Follow(std::mem::replace(reply, Message::query()), further)
 }
 
 /// The address that a name below `in-addr.arpa` stands for.

@@ -1,4 +1,4 @@
-//! The wire server and VNet DNS: sockets at 168.63.129.16 made inside each virtual network's namespace, served by tasks
+//! The wire server and VNet DNS at 168.63.129.16 and the metadata service at 169.254.169.254: sockets made inside each virtual network's namespace, served by tasks
 //! outside. The caller is known by its source address, which anti-spoofing makes true.
 
 use std::collections::BTreeMap;
@@ -12,11 +12,14 @@ use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 use vnet_model::WIRE_SERVER;
 use vnet_model::fabric::VnetSpec;
+use vnet_model::instance::METADATA_SERVICE;
 
 use crate::dial;
 
 mod dns;
+pub mod metadata;
 mod wire;
+mod zones;
 
 /// Connections and forwarded questions of one virtual network that are served at once; more wait or are dropped.
 const CONCURRENT_MAX: usize = 256;
@@ -25,6 +28,7 @@ const CONCURRENT_MAX: usize = 256;
 #[derive(Default)]
 pub struct Servers {
     runtime: Option<Handle>,
+    tokens: metadata::Tokens,
     running: BTreeMap<String, Running>,
 }
 
@@ -41,17 +45,23 @@ impl Drop for Running {
 }
 
 /// What answers are computed from; replaced as a whole at each apply.
-struct View {
+pub(crate) struct View {
     vnet: VnetSpec,
     names: dns::Names,
     resolvers: Arc<[IpAddr]>,
+    tokens: metadata::Tokens,
 }
 
-type SharedView = Arc<RwLock<Arc<View>>>;
+pub(crate) type SharedView = Arc<RwLock<Arc<View>>>;
 
 impl Servers {
     pub fn run_on(&mut self, runtime: Handle) {
         self.runtime = Some(runtime);
+    }
+
+    /// Networks that are served from now on, and at their next change, give out these tokens.
+    pub fn issue_tokens(&mut self, source: Arc<dyn metadata::TokenSource>) {
+        self.tokens = Some(source);
     }
 
     pub fn retain(&mut self, wanted: impl Fn(&str) -> bool) {
@@ -65,28 +75,29 @@ impl Servers {
         if let Some(running) = self.running.get(&vnet.key) {
             let now = running.view.read().clone();
             if now.vnet != *vnet || now.resolvers != *resolvers {
-                *running.view.write() = Arc::new(View::new(vnet, resolvers));
+                *running.view.write() = Arc::new(View::new(vnet, resolvers, &self.tokens));
             }
             return;
         }
-        let view: SharedView = Arc::new(RwLock::new(Arc::new(View::new(vnet, resolvers))));
+        let view: SharedView = Arc::new(RwLock::new(Arc::new(View::new(vnet, resolvers, &self.tokens))));
         match start(ns, &view, runtime) {
             Ok(tasks) => {
                 self.running.insert(vnet.key.clone(), Running { view, tasks });
             }
             Err(error) => {
-                tracing::error!(vnet = vnet.key, %error, "cannot open the wire server and DNS");
+                tracing::error!(vnet = vnet.key, %error, "cannot open the wire server, DNS and the metadata service");
             }
         }
     }
 }
 
 impl View {
-    fn new(vnet: &VnetSpec, resolvers: &Arc<[IpAddr]>) -> Self {
+    fn new(vnet: &VnetSpec, resolvers: &Arc<[IpAddr]>, tokens: &metadata::Tokens) -> Self {
         Self {
             vnet: vnet.clone(),
             names: dns::Names::of(vnet),
             resolvers: resolvers.clone(),
+            tokens: tokens.clone(),
         }
     }
 }
@@ -95,15 +106,18 @@ fn start(ns: &NetNs, view: &SharedView, runtime: &Handle) -> std::io::Result<Vec
     let at = |port| SocketAddr::from((WIRE_SERVER, port));
     let (wire, names_tcp) = (dial::listen(ns, at(80))?, dial::listen(ns, at(53))?);
     let names = dial::datagrams(ns, at(53))?;
-    for listener in [&wire, &names_tcp] {
+    let metadata = dial::listen(ns, SocketAddr::from((METADATA_SERVICE, 80)))?;
+    for listener in [&wire, &names_tcp, &metadata] {
         listener.set_nonblocking(true)?;
     }
     names.set_nonblocking(true)?;
     let _entered = runtime.enter();
     let (wire, names_tcp) = (TcpListener::from_std(wire)?, TcpListener::from_std(names_tcp)?);
     let names = UdpSocket::from_std(names)?;
+    let metadata = TcpListener::from_std(metadata)?;
     Ok(vec![
         runtime.spawn(wire::serve(wire, view.clone())),
+        runtime.spawn(metadata::serve(metadata, view.clone())),
         runtime.spawn(dns::serve_tcp(names_tcp, view.clone())),
         runtime.spawn(dns::serve_udp(names, view.clone())),
     ])

@@ -4,6 +4,7 @@ mod balancing;
 mod common;
 mod hosts;
 mod matrix;
+mod names;
 mod peering;
 mod public;
 mod routing;
