@@ -60,7 +60,9 @@ pub fn plug(vnet: &mut Route, port: &Port<'_>, target: &NetNs, ifname: &str) -> 
     let plugged = vnet.link(&name)?;
     let there = inside.link(ifname)?;
     match (plugged, there) {
-        (Some(a), Some(b)) if b.peer_index == Some(a.index) && b.mac == Some(nic.mac.0) => {}
+        (Some(a), Some(b)) if b.peer_index == Some(a.index) && b.mac == Some(nic.mac.0) => {
+            vnet.run(Request::set_up(a.index, true))?;
+        }
         (_, Some(_)) => {
             return Err(Error::LinkTaken {
                 nic: nic.key.clone(),
@@ -106,6 +108,8 @@ pub fn plug(vnet: &mut Route, port: &Port<'_>, target: &NetNs, ifname: &str) -> 
         Request::add_neighbour(&permanent(link, router.into(), ROUTER_MAC)),
         Request::add_route(&RouteEntry::via_gateway(Ipv4Net::default(), link, router).with_source(primary)),
     ])?;
+    // The port went up first: the first packets to the machine would be lost, and a lost answer costs its resolver seconds.
+    vnet.settle(&nic_link(&nic.key))?;
     Ok(())
 }
 

@@ -82,6 +82,9 @@ pub fn converge(
     if known.is_none_or(|k| k.sysctls != plan.sysctls) {
         changes += set_sysctls(handles, &plan.sysctls)?;
     }
+    if known.is_none() && matches!(scope, Scope::All) {
+        changes += raise(&mut handles.route, plan)?;
+    }
     let requests = match known {
         Some(known) => since(&mut handles.route, known, plan)?,
         None => afresh(&mut handles.route, plan, scope)?,
@@ -130,17 +133,17 @@ pub fn set_sysctls(handles: &Handles, wanted: &[(String, String)]) -> Result<usi
 
 /// What the kernel holds, or shall hold, with link indexes.
 #[derive(Default)]
-struct Entries {
-    addresses: BTreeSet<Address>,
-    neighbours: BTreeSet<Neighbour>,
-    routes: BTreeSet<RouteEntry>,
-    rules: BTreeSet<RoutingRule>,
-    forwardings: BTreeSet<Forwarding>,
+pub struct Entries {
+    pub addresses: BTreeSet<Address>,
+    pub neighbours: BTreeSet<Neighbour>,
+    pub routes: BTreeSet<RouteEntry>,
+    pub rules: BTreeSet<RoutingRule>,
+    pub forwardings: BTreeSet<Forwarding>,
 }
 
 impl Entries {
     /// A plan's entries on links that are there and up; those of other links wait.
-    fn planned(plan: &NamespacePlan, links: &[Link]) -> Self {
+    pub fn planned(plan: &NamespacePlan, links: &[Link]) -> Self {
         let links: HashMap<&str, u32> = links
             .iter()
             .filter(|l| l.up)
@@ -181,7 +184,7 @@ impl Entries {
     }
 
     /// The kernel's IPv4 entries that are ours to rule over.
-    fn found(route: &mut Route, links: &[Link], scope: Scope<'_>) -> Result<Self, Error> {
+    pub fn found(route: &mut Route, links: &[Link], scope: Scope<'_>) -> Result<Self, Error> {
         let ours = |link: Option<u32>| match scope {
             Scope::All => true,
             Scope::Link(name) => link.is_some() && links.iter().any(|l| l.name == name && Some(l.index) == link),
@@ -262,6 +265,44 @@ impl Entries {
         out.extend(wanted.rules.difference(&self.rules).map(Request::add_rule));
         out
     }
+}
+
+/// Links that the plan speaks of and that somebody set down.
+pub fn lowered<'a>(plan: &NamespacePlan, links: &'a [Link]) -> Vec<&'a Link> {
+    let addresses = plan.addresses.iter().map(|a| a.link.as_str());
+    let neighbours = plan.neighbours.iter().map(|n| n.link.as_str());
+    let routes = plan.routes.iter().filter_map(|r| r.link.as_deref());
+    let named: BTreeSet<&str> = addresses.chain(neighbours).chain(routes).collect();
+    let down = links.iter().filter(|l| !l.up);
+    down.filter(|l| named.contains(l.name.as_str())).collect()
+}
+
+/// Sets such links up again.
+fn raise(route: &mut Route, plan: &NamespacePlan) -> Result<usize, Error> {
+    let links = route.links()?;
+    let requests: Vec<Request> = lowered(plan, &links)
+        .iter()
+        .map(|l| Request::set_up(l.index, true))
+        .collect();
+    route.run_all(&requests)?;
+    Ok(requests.len())
+}
+
+/// The requests for what a plan has on one link.
+pub fn on_link(route: &mut Route, plan: &NamespacePlan, link: &str) -> Result<Vec<Request>, Error> {
+    let only = NamespacePlan {
+        addresses: plan.addresses.iter().filter(|a| a.link == link).cloned().collect(),
+        neighbours: plan.neighbours.iter().filter(|n| n.link == link).cloned().collect(),
+        routes: plan
+            .routes
+            .iter()
+            .filter(|r| r.link.as_deref() == Some(link))
+            .cloned()
+            .collect(),
+        ..NamespacePlan::default()
+    };
+    let links = route.links()?;
+    Ok(Entries::default().requests_to(&Entries::planned(&only, &links)))
 }
 
 fn afresh(route: &mut Route, plan: &NamespacePlan, scope: Scope<'_>) -> Result<Vec<Request>, Error> {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net};
-use linux::netlink::{Neighbour, Request, RouteEntry, RouteKind};
+use linux::netlink::{RouteEntry, RouteKind};
 use linux::netns::{self, NetNs};
 use linux::nft::{Counter, Family};
 use parking_lot::Mutex;
@@ -15,7 +15,7 @@ use vnet_model::fabric::{FabricSpec, NicSpec, Uplink, VnetSpec, check_instance};
 use vnet_model::rules::overlap;
 
 use crate::attach::{self, MTU, NetnsRef, Port};
-use crate::converge::{Handles, Scope, converge, has_ip6, set_sysctls};
+use crate::converge::{Handles, Scope, converge, has_ip6, on_link, set_sysctls};
 use crate::join::{
     join_host, join_hosts, join_peers, join_vnet, part_peers, part_strangers, remember_uplink, unplug_strangers,
 };
@@ -499,24 +499,19 @@ impl Space {
         Ok(changes)
     }
 
-    /// Routes the addresses behind a port that was just plugged in.
+    /// Routes what the network has behind a port that was just plugged in: its addresses, and route tables' hops by it.
     fn route_nic(&mut self, nic: &NicSpec) -> Result<(), Error> {
-        let link = self.handles.route.need_link(&nic_link(&nic.key))?.index;
-        let mac = Some(nic.mac.0);
-        let requests: Vec<Request> = nic
-            .addresses()
-            .flat_map(|a| {
-                let neighbour = Neighbour {
-                    link,
-                    address: a.into(),
-                    mac,
-                    proxy: false,
-                    permanent: true,
-                };
-                let route = RouteEntry::via_link(Ipv4Net::from(a), link);
-                [Request::add_route(&route), Request::add_neighbour(&neighbour)]
-            })
-            .collect();
+        // Without a plan the next apply compares everything; until then the addresses are enough.
+        let addresses = || {
+            let mut plan = NamespacePlan::default();
+            plan.port(nic);
+            plan
+        };
+        let link = nic_link(&nic.key);
+        let requests = match &self.plan {
+            Some(plan) => on_link(&mut self.handles.route, plan, &link)?,
+            None => on_link(&mut self.handles.route, &addresses(), &link)?,
+        };
         Ok(self.handles.route.run_all(&requests)?)
     }
 
@@ -553,15 +548,20 @@ impl Space {
         if planned.is_some() {
             return Ok(planned);
         }
-        let Some(link) = self.handles.route.link(EDGE_LINK)? else {
-            return Ok(None);
-        };
-        let addresses = self.handles.route.addresses()?;
-        Ok(addresses
-            .into_iter()
-            .filter(|a| a.link == link.index)
-            .find_map(|a| slot_of(transit, a.address)))
+        slot_in(&mut self.handles, transit)
     }
+}
+
+/// The transit slot that a virtual network's namespace has, by its address.
+pub fn slot_in(handles: &mut Handles, transit: Transit) -> Result<Option<u32>, Error> {
+    let Some(link) = handles.route.link(EDGE_LINK)? else {
+        return Ok(None);
+    };
+    let addresses = handles.route.addresses()?;
+    Ok(addresses
+        .into_iter()
+        .filter(|a| a.link == link.index)
+        .find_map(|a| slot_of(transit, a.address)))
 }
 
 /// Parts those that are no peers any more, then links those that are. A network whose last spec in this process named the

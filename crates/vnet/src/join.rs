@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 use std::os::fd::AsFd;
 
-use linux::netlink::{Request, Route, Veth, VethPeer, Vxlan};
+use linux::netlink::{Link, Request, Route, Veth, VethPeer, Vxlan};
 use linux::netns::NetNs;
 use linux::sysctl;
 use vnet_model::Mac;
@@ -19,6 +19,15 @@ use crate::names::{
 use crate::plan::{VxlanPlan, edge_side_mac, host_link_macs, peer_mac, vnet_side_mac};
 use crate::teardown::{restore_note, restore_of};
 
+/// Whether the two links are the ends of one veth, both up.
+pub fn joined(near: &mut Route, near_name: &str, far: &mut Route, far_name: &str) -> Result<bool, Error> {
+    let (a, b) = (near.link(near_name)?, far.link(far_name)?);
+    Ok(match (a, b) {
+        (Some(a), Some(b)) => a.peer_index == Some(b.index) && a.up && b.up,
+        _ => false,
+    })
+}
+
 /// A veth between two namespaces of ours, made whole again if one end is missing; returns the number of changes.
 fn join(
     near: &mut Route,
@@ -27,16 +36,11 @@ fn join(
     far: &mut Route,
     far_end: (&str, Mac),
 ) -> Result<usize, Error> {
-    let (a, b) = (near.link(near_end.0)?, far.link(far_end.0)?);
-    if let (Some(a), Some(b)) = (&a, &b)
-        && a.peer_index == Some(b.index)
-        && a.up
-        && b.up
-    {
+    if joined(near, near_end.0, far, far_end.0)? {
         return Ok(0);
     }
     let mut changes = 2;
-    if let Some(stale) = a {
+    if let Some(stale) = near.link(near_end.0)? {
         near.run(Request::delete_link(stale.index))?;
         changes += 1;
     }
@@ -57,6 +61,7 @@ fn join(
     near.run(Request::create_veth(&veth).in_group(LINK_GROUP))?;
     let index = far.need_link(far_end.0)?.index;
     far.run(Request::set_up(index, true))?;
+    near.settle(near_end.0)?;
     Ok(changes)
 }
 
@@ -98,11 +103,8 @@ pub fn join_peers(near: &mut Handles, near_key: &str, far: &mut Handles, far_key
 /// namespace. Returns the number of changes.
 pub fn join_hosts(host: &mut Route, space: &mut Handles, wanted: Option<&VxlanPlan>) -> Result<usize, Error> {
     let there = space.route.link(VXLAN_LINK)?;
-    // Number, local address and port decide the MAC; the kernel changes none of them later.
     if let (Some(link), Some(wanted)) = (&there, wanted)
-        && link.mac == Some(wanted.mac.0)
-        && link.alias.as_deref() == Some(&*port_note(wanted))
-        && link.up
+        && is_device(link, wanted)
     {
         if link.mtu == wanted.mtu {
             return Ok(0);
@@ -132,6 +134,12 @@ pub fn join_hosts(host: &mut Route, space: &mut Handles, wanted: Option<&VxlanPl
         Request::set_up(index, true),
     ])?;
     Ok(changes + 3)
+}
+
+/// Whether the link is the device wanted, but for its MTU. Number, local address and port decide the MAC; the kernel
+/// changes none of them later.
+pub fn is_device(link: &Link, wanted: &VxlanPlan) -> bool {
+    link.mac == Some(wanted.mac.0) && link.alias.as_deref() == Some(&*port_note(wanted)) && link.up
 }
 
 /// Text for the device's alias: listings do not tell the port.

@@ -16,6 +16,8 @@ const NLM_F_REQUEST: u16 = 1;
 const NLM_F_ACK: u16 = 4;
 const NLM_F_ECHO: u16 = 8;
 const NLM_F_DUMP: u16 = 0x300;
+/// How long [`Route::settle`] waits.
+pub const CARRIER_WAIT: std::time::Duration = std::time::Duration::from_millis(500);
 
 /// A blocking routing socket of one network namespace. Keep it: opening costs more than a request.
 pub struct Route {
@@ -173,6 +175,20 @@ impl Route {
         failed.map_or(Ok(found), Err)
     }
 
+    /// Waits until a link of a pair that was just set up carries packets, at most [`CARRIER_WAIT`]; returns whether it does.
+    /// The end that went up first drops what it is given until the kernel's link watch has run. From Linux 6.7 on to ask for
+    /// the link lets it run; earlier ones are asked again.
+    pub fn settle(&mut self, name: &str) -> Result<bool, Error> {
+        let end = std::time::Instant::now() + CARRIER_WAIT;
+        while !self.need_link(name)?.carries {
+            if std::time::Instant::now() >= end {
+                return Ok(false);
+            }
+            std::thread::park_timeout(std::time::Duration::from_millis(1));
+        }
+        Ok(true)
+    }
+
     /// One link by name, or [`Error::NoLink`].
     pub fn need_link(&mut self, name: &str) -> Result<Link, Error> {
         self.link(name)?.ok_or_else(|| Error::NoLink { name: name.to_owned() })
@@ -270,6 +286,7 @@ fn link(payload: &[u8]) -> Option<Link> {
         mac: None,
         mtu: 0,
         up: u32_at(header, 8) & wire::IFF_UP != 0,
+        carries: false,
         kind: None,
         peer_index: None,
         alias: None,
@@ -283,6 +300,8 @@ fn link(payload: &[u8]) -> Option<Link> {
             ifla::IFNAME => out.name = text(value),
             ifla::ADDRESS => out.mac = value.try_into().ok(),
             ifla::MTU => out.mtu = number(value)?,
+            // IF_OPER_UP of RFC 2863.
+            ifla::OPERSTATE => out.carries = value.first() == Some(&6),
             ifla::LINK => out.peer_index = number(value),
             ifla::IFALIAS => out.alias = Some(text(value)),
             ifla::GROUP => out.group = number(value)?,

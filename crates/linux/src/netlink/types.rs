@@ -24,6 +24,8 @@ pub struct Link {
     pub mtu: u32,
     /// Administratively up.
     pub up: bool,
+    /// Packets given to it go out (operational state up); links that cannot tell, such as `lo`, say no.
+    pub carries: bool,
     /// `veth`, `vxlan`, ...; absent for plain devices such as `lo`.
     pub kind: Option<String>,
     /// Index of the other end of a veth, in that end's namespace.

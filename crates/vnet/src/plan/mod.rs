@@ -27,7 +27,9 @@ use ipnet::{IpNet, Ipv4Net};
 use linux::netlink::RouteKind;
 use linux::nft::Table;
 use vnet_model::Mac;
-use vnet_model::fabric::EdgeSpec;
+use vnet_model::fabric::{EdgeSpec, NicSpec};
+
+use crate::names::nic_link;
 
 mod balancer;
 mod edge;
@@ -160,6 +162,15 @@ impl NamespacePlan {
             kind,
             table: None,
         });
+    }
+
+    /// The addresses behind a NIC's port.
+    pub fn port(&mut self, nic: &NicSpec) {
+        let link = nic_link(&nic.key);
+        for address in nic.addresses() {
+            self.route(Ipv4Net::from(address), &link);
+            self.neighbour(&link, address, nic.mac);
+        }
     }
 
     fn neighbour(&mut self, link: &str, address: Ipv4Addr, mac: Mac) {

@@ -41,11 +41,7 @@ pub fn plan_vnet(vnet: &VnetSpec, spec: &FabricSpec, slot: u32) -> NamespacePlan
         }
     }
     for nic in vnet.nics_here() {
-        let link = nic_link(&nic.key);
-        for address in nic.addresses() {
-            plan.route(Ipv4Net::from(address), &link);
-            plan.neighbour(&link, address, nic.mac);
-        }
+        plan.port(nic);
     }
     for public in super::outbound::public_addresses(vnet, spec.edge.pool) {
         // A port without a rule must not go round between the edge and here.

@@ -4,6 +4,8 @@ use std::net::{Ipv4Addr, UdpSocket};
 use std::sync::Mutex;
 
 use crate::common::*;
+use crate::nsg_model::{Written, parsed, passes, random_rules};
+use stdx::Rng;
 use vnet::{DENIED, Fabric};
 use vnet_model::fabric::{ApplicationGroupSpec, FabricSpec, SecurityGroupSpec};
 use vnet_model::nsg::{
@@ -163,79 +165,10 @@ fn a_load_balancers_flows_are_judged_before_and_after_translation() {
     });
 }
 
-/// A small generator, so that a seed says everything.
-struct Dice(u64);
-
-impl Dice {
-    fn below(&mut self, n: u64) -> u64 {
-        self.0 = self
-            .0
-            .wrapping_mul(6364136223846793005)
-            .wrapping_add(1442695040888963407);
-        (self.0 >> 33) % n
-    }
-
-    fn one_of<T: Clone>(&mut self, choices: &[T]) -> T {
-        choices[self.below(choices.len() as u64) as usize].clone()
-    }
-}
-
 const PORTS: [u16; 5] = [53, 80, 443, 1000, 2000];
 
-fn random_rules(dice: &mut Dice) -> Vec<SecurityRule> {
-    let peers = |dice: &mut Dice| match dice.below(7) {
-        0 => Peers::Any,
-        5 => Peers::ApplicationGroups(
-            (0..=dice.below(2))
-                .map(|_| dice.one_of(&["x", "y"]).to_owned())
-                .collect(),
-        ),
-        6 => {
-            let tag = dice.one_of(&["VirtualNetwork", "Internet", "AzureLoadBalancer"]);
-            parse_peers(&[tag, dice.one_of(&["10.1.0.4", "10.1.1.0/24"]), "AzureLoadBalancer"]).unwrap()
-        }
-        1 => dice.one_of(&[Peers::VirtualNetwork, Peers::Internet, Peers::AzureLoadBalancer]),
-        _ => {
-            let texts = [
-                "10.1.0.4",
-                "10.1.0.5",
-                "10.1.0.4/31",
-                "10.1.0.0/24",
-                "10.1.1.0/24",
-                "10.1.0.0/16",
-                "0.0.0.0/0",
-            ];
-            let many: Vec<&str> = (0..=dice.below(3)).map(|_| dice.one_of(&texts)).collect();
-            parse_peers(&many).unwrap()
-        }
-    };
-    let ports = |dice: &mut Dice| {
-        let texts = ["53", "80", "443", "70-90", "80-1000", "1000-3000", "0-52", "2000"];
-        let many: Vec<&str> = (0..dice.below(4)).map(|_| dice.one_of(&texts)).collect();
-        parse_ports(&many).unwrap()
-    };
-    (0..dice.below(12))
-        .map(|n| SecurityRule {
-            name: format!("r{n}"),
-            priority: 100 + (n as u32) * 7,
-            direction: dice.one_of(&[Direction::Inbound, Direction::Outbound]),
-            access: dice.one_of(&[Access::Allow, Access::Deny]),
-            protocol: dice.one_of(&[
-                RuleProtocol::Any,
-                RuleProtocol::Udp,
-                RuleProtocol::Udp,
-                RuleProtocol::Tcp,
-            ]),
-            source: peers(dice),
-            source_ports: ports(dice),
-            destination: peers(dice),
-            destination_ports: ports(dice),
-        })
-        .collect()
-}
-
 #[test]
-fn the_kernel_agrees_with_the_evaluator_on_random_rules_and_packets() {
+fn the_kernel_agrees_with_both_evaluators_on_random_rules_and_packets() {
     on_a_host(|| {
         let keys = ["a", "b", "c", "d"];
         let addresses = ["10.1.0.4", "10.1.0.5", "10.1.1.4", "10.1.1.5"].map(ip);
@@ -275,22 +208,24 @@ fn the_kernel_agrees_with_the_evaluator_on_random_rules_and_packets() {
             arrived.lock().unwrap().len()
         };
         for seed in 0..12 {
-            let dice = &mut Dice(seed);
+            let rng = &mut Rng::seeded(seed);
+            let written: Vec<Vec<Written>> = (0..4).map(|_| random_rules(rng)).collect();
             let v = &mut spec.vnets[0];
-            v.security_groups = (0..4).map(|n| group(&format!("g{n}"), &random_rules(dice))).collect();
-            let members = |dice: &mut Dice| addresses.into_iter().filter(|_| dice.below(2) == 0).collect();
+            let groups = written.iter().enumerate();
+            v.security_groups = groups.map(|(n, w)| group(&format!("g{n}"), &parsed(w))).collect();
+            let members = |rng: &mut Rng| addresses.into_iter().filter(|_| rng.below(2) == 0).collect();
             v.application_groups = ["x", "y"]
                 .map(|key| ApplicationGroupSpec {
                     key: key.into(),
-                    members: members(dice),
+                    members: members(rng),
                 })
                 .into();
-            let pick = |dice: &mut Dice| match dice.below(5) {
+            let pick = |rng: &mut Rng| match rng.below(5) {
                 4 => None,
                 n => Some(format!("g{n}")),
             };
-            v.subnets.iter_mut().for_each(|s| s.security_group = pick(dice));
-            v.nics.iter_mut().for_each(|n| n.security_group = pick(dice));
+            v.subnets.iter_mut().for_each(|s| s.security_group = pick(rng));
+            v.nics.iter_mut().for_each(|n| n.security_group = pick(rng));
             fabric.apply(&spec).unwrap();
             // Flows that were let through must not count as old ones.
             let ns = linux::netns::open(&fabric.vnet_netns("v1")).unwrap();
@@ -308,9 +243,9 @@ fn the_kernel_agrees_with_the_evaluator_on_random_rules_and_packets() {
                 let sends: Vec<(usize, u16, u16)> = (0..24)
                     .map(|_| {
                         (
-                            dice.below(4) as usize,
-                            dice.one_of(&PORTS),
-                            5000 + total as u16 + dice.below(9000) as u16,
+                            rng.below(4) as usize,
+                            PORTS[rng.below(5) as usize],
+                            5000 + total as u16 + rng.below(9000) as u16,
                         )
                     })
                     .filter(|(to, ..)| *to != from)
@@ -337,7 +272,27 @@ fn the_kernel_agrees_with_the_evaluator_on_random_rules_and_packets() {
                     let way = [of(from, Direction::Outbound), of(to, Direction::Inbound)].concat();
                     let id: u32 = total;
                     total += 1;
-                    if denied_by(&way, &v.scope(), &flow).is_none() {
+                    let ours = denied_by(&way, &v.scope(), &flow).is_none();
+                    let named = v
+                        .application_groups
+                        .iter()
+                        .map(|g| (g.key.as_str(), g.members.as_slice()));
+                    let theirs = [(from, false), (to, true)].iter().all(|(n, inbound)| {
+                        let nic = &v.nics[*n];
+                        let subnet = v.subnet(&nic.subnet).unwrap().security_group.as_deref();
+                        subnet.into_iter().chain(nic.security_group.as_deref()).all(|key| {
+                            let rules = &written[key[1..].parse::<usize>().unwrap()];
+                            passes(
+                                rules,
+                                *inbound,
+                                &["10.1.0.0/16"],
+                                &named.clone().collect::<Vec<_>>(),
+                                &flow,
+                            )
+                        })
+                    });
+                    assert_eq!(ours, theirs, "seed {seed}, {flow:?}");
+                    if ours {
                         wanted.insert(id);
                     }
                     machine.run(|| {
