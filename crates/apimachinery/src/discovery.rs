@@ -84,6 +84,32 @@ pub fn resource_list(table: &TypeTable, group: &str, version: &str) -> Option<Va
     Some(out)
 }
 
+/// Order of a group's versions, best first: stable before beta before alpha, later before earlier, and then all names
+/// that are not of that form, by text.
+pub fn compare_versions(a: &str, b: &str) -> std::cmp::Ordering {
+    /// Stability (stable is greatest), number, number of the beta or alpha.
+    fn parse(version: &str) -> Option<(u8, u64, u64)> {
+        let rest = version.strip_prefix('v')?;
+        let end = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
+        let major = rest[..end].parse().ok()?;
+        let (stability, minor) = match &rest[end..] {
+            "" => return Some((2, major, 0)),
+            tail => match (tail.strip_prefix("beta"), tail.strip_prefix("alpha")) {
+                (Some(minor), _) => (1, minor),
+                (_, Some(minor)) => (0, minor),
+                _ => return None,
+            },
+        };
+        Some((stability, major, minor.parse().ok()?))
+    }
+    match (parse(a), parse(b)) {
+        (Some(x), Some(y)) => y.cmp(&x),
+        (Some(_), None) => std::cmp::Ordering::Less,
+        (None, Some(_)) => std::cmp::Ordering::Greater,
+        (None, None) => a.cmp(b),
+    }
+}
+
 /// Served groups with their versions, in the table's order; the first version is the preferred one.
 pub fn groups(table: &TypeTable) -> Vec<(&str, Vec<&str>)> {
     let mut out: Vec<(&str, Vec<&str>)> = Vec::new();
@@ -162,13 +188,44 @@ fn optional_names(out: &mut Value, r: &ResourceInfo) {
 
 /// Identifies the stored form: equal for equal group, version and kind.
 fn storage_hash(r: &ResourceInfo) -> String {
-    let digest = Sha256::digest(format!("{}/{}/{}", r.group, r.version, r.kind));
+    let version = r.storage_version.as_ref().unwrap_or(&r.version);
+    let digest = Sha256::digest(format!("{}/{version}/{}", r.group, r.kind));
     base64::engine::general_purpose::STANDARD.encode(&digest[..8])
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn versions_are_ordered_by_stability_and_age() {
+        let mut all = [
+            "foo10",
+            "v1",
+            "v12alpha1",
+            "v3beta1",
+            "v11beta2",
+            "v10beta3",
+            "v2",
+            "v10",
+            "foo1",
+            "v11alpha2",
+        ];
+        all.sort_by(|a, b| compare_versions(a, b));
+        let want = [
+            "v10",
+            "v2",
+            "v1",
+            "v11beta2",
+            "v10beta3",
+            "v3beta1",
+            "v12alpha1",
+            "v11alpha2",
+            "foo1",
+            "foo10",
+        ];
+        assert_eq!(all, want);
+    }
 
     #[test]
     fn both_forms_tell_the_same_resources() {

@@ -13,6 +13,7 @@ pub mod quantity;
 pub mod selector;
 pub mod ssa;
 pub mod status;
+pub mod structural;
 pub mod table;
 pub mod time;
 pub mod usage;

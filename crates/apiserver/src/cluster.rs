@@ -1,14 +1,13 @@
 //! One hosted cluster: its objects, keys, resources and services.
 
-use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use apimachinery::table::{KindDef, ResourceInfo, TypeTable};
-use parking_lot::Mutex;
-use serde_json::{Value, json};
+use apimachinery::table::{KindDef, TypeTable};
+use parking_lot::{Mutex, RwLock};
+use serde_json::json;
 use stdx::{Rng, SharedClock, Shutdown};
 use store::Keyspace;
 use tokio::sync::Semaphore;
@@ -18,10 +17,10 @@ use crate::admission::ServiceRange;
 use crate::auth::{Rbac, UserInfo};
 use crate::dialer::Dialer;
 use crate::metrics::Metrics;
-use crate::object::Object;
 use crate::pki::Pki;
 use crate::registry::{Registry, Resource};
-use crate::{ApiServerConfig, Error, LocalService, auth, events, router, server};
+use crate::served::{Api, Served};
+use crate::{ApiServerConfig, Error, LocalService, auth, crds, nonresource, router, server};
 
 /// How long issued admin credentials last.
 const KUBECONFIG_TTL: Duration = Duration::from_secs(365 * 24 * 3600);
@@ -98,49 +97,17 @@ pub(crate) fn check_name(name: &str) -> Result<(), Error> {
     }
 }
 
-/// A resource as served at one group and version.
-pub struct Served {
-    pub info: ResourceInfo,
-    pub resource: Arc<Resource>,
-}
-
-impl Served {
-    pub fn is(&self, group: &str, plural: &str) -> bool {
-        self.info.group == group && self.info.plural == plural
-    }
-
-    /// Whether stored bytes are served as they are.
-    pub fn shares_storage_version(&self) -> bool {
-        !self.is("events.k8s.io", "events")
-    }
-
-    /// The object as this group and version shows it.
-    pub fn value(&self, object: &Object) -> Value {
-        let mut value = object.value();
-        if !self.shares_storage_version() {
-            events::from_core(&mut value);
-        }
-        value
-    }
-
-    /// The object as it is stored.
-    pub fn to_storage<'v>(&self, value: &'v Value) -> std::borrow::Cow<'v, Value> {
-        if self.shares_storage_version() {
-            return std::borrow::Cow::Borrowed(value);
-        }
-        let mut value = value.clone();
-        events::to_core(&mut value);
-        std::borrow::Cow::Owned(value)
-    }
-}
-
 /// One hosted cluster's API.
 pub struct Cluster {
     pub(crate) config: ClusterConfig,
-    pub(crate) table: Arc<TypeTable>,
+    /// What is served now; the definitions' task alone replaces it.
+    api: RwLock<Arc<Api>>,
+    /// What is served without any definition.
+    pub(crate) builtin: Arc<Api>,
+    /// Newest revision of the definitions that `api` shows.
+    pub(crate) settled: tokio::sync::watch::Sender<u64>,
     pub(crate) keyspace: Arc<dyn Keyspace>,
     pub(crate) registry: Arc<Registry>,
-    pub(crate) served: HashMap<(String, String, String), Arc<Served>>,
     pub(crate) pki: Pki,
     pub(crate) rbac: Rbac,
     pub(crate) metrics: Metrics,
@@ -152,7 +119,6 @@ pub struct Cluster {
     pub(crate) namespaces: Arc<Resource>,
     pub(crate) service_accounts: Arc<Resource>,
     pub(crate) pods: Arc<Resource>,
-    pub(crate) documents: Arc<apimachinery::openapi::Documents>,
     pub(crate) quota_locks: crate::admission::quota::Locks,
     /// Slots of short requests.
     pub(crate) inflight: Semaphore,
@@ -194,25 +160,18 @@ impl Cluster {
             })?;
             let keyspace = engine.keyspace(&config.name).map_err(store)?;
             let registry = Registry::open(&*keyspace, &pki.sealer, clock.clone()).map_err(store)?;
-            let builtin = TypeTable::builtin();
-            let table = if config.extra_kinds.is_empty() {
-                builtin
-            } else {
-                builtin.with_kinds(config.extra_kinds.clone())
-            };
-            let mut served = HashMap::new();
-            for info in table.resources() {
-                let group = if info.group == "events.k8s.io" { "" } else { &info.group };
-                let resource = registry.resource(group, &info.plural);
-                let key = (info.group.clone(), info.version.clone(), info.plural.clone());
-                served.insert(
-                    key,
-                    Arc::new(Served {
-                        info: info.clone(),
-                        resource,
-                    }),
-                );
+            let mut table = TypeTable::builtin();
+            if !config.extra_kinds.is_empty() {
+                table = table
+                    .with_kinds(config.extra_kinds.clone())
+                    .map_err(|(kind, source)| Error::Schema {
+                        cluster: config.name.clone(),
+                        kind: kind.to_string(),
+                        source,
+                    })?;
             }
+            let documents = nonresource::documents(&table);
+            let builtin = Arc::new(Api::new(table, &registry, documents));
             let cluster = Arc::new(Cluster {
                 service_range,
                 dns_service_ip: config.dns_service_ip,
@@ -220,17 +179,17 @@ impl Cluster {
                 service_accounts: registry.resource("", "serviceaccounts"),
                 pods: registry.resource("", "pods"),
                 rbac: Rbac::new(&registry),
-                documents: crate::nonresource::documents(&table),
+                api: RwLock::new(builtin.clone()),
+                builtin,
+                settled: tokio::sync::watch::Sender::new(0),
                 metrics: Metrics::default(),
                 shutdown: Shutdown::new(),
                 inflight: Semaphore::new(INFLIGHT_MAX),
                 quota_locks: Default::default(),
                 random: Mutex::new(Rng::from_entropy()),
                 config,
-                table,
                 keyspace,
                 registry,
-                served,
                 pki,
                 clock,
                 dialer,
@@ -243,6 +202,8 @@ impl Cluster {
             source,
         })?;
         tokio::spawn(crate::expiry::run(Arc::downgrade(&cluster), cluster.shutdown.clone()));
+        // Objects of custom kinds are served from the first request on.
+        crds::begin(&cluster).await;
         Ok(cluster)
     }
 
@@ -254,9 +215,19 @@ impl Cluster {
         &self.config
     }
 
-    /// The cluster's types, its own kinds included.
-    pub fn table(&self) -> &Arc<TypeTable> {
-        &self.table
+    /// The cluster's types as they are now, its own kinds and those of definitions included.
+    pub fn table(&self) -> Arc<TypeTable> {
+        self.api().table.clone()
+    }
+
+    /// What is served now.
+    pub(crate) fn api(&self) -> Arc<Api> {
+        self.api.read().clone()
+    }
+
+    /// Puts another API in the place of the one before, which is returned.
+    pub(crate) fn serve_api(&self, api: Arc<Api>) -> Arc<Api> {
+        std::mem::replace(&mut *self.api.write(), api)
     }
 
     /// Newest revision of the cluster.
@@ -264,9 +235,8 @@ impl Cluster {
         self.registry.revision()
     }
 
-    pub(crate) fn resource(&self, group: &str, version: &str, plural: &str) -> Option<&Arc<Served>> {
-        self.served
-            .get(&(group.to_owned(), version.to_owned(), plural.to_owned()))
+    pub(crate) fn resource(&self, group: &str, version: &str, plural: &str) -> Option<Arc<Served>> {
+        self.api.read().resource(group, version, plural).cloned()
     }
 
     /// The API in this process with a fixed identity: no socket, no TLS; watch bodies stream. Authorization applies.

@@ -41,7 +41,7 @@ async fn sweep(cluster: &Arc<Cluster>) {
     let events = served.resource.snapshot();
     for event in events.values().filter(|e| old(e)).take(SWEEP_MAX) {
         // A lost race means that the event was just written again and stays.
-        if let Err(status) = write::remove(cluster, served, event, Claims::default()).await {
+        if let Err(status) = write::remove(cluster, &served, event, Claims::default()).await {
             tracing::warn!(
                 cluster = cluster.name(),
                 message = status.message,

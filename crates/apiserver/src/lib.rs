@@ -12,6 +12,7 @@ mod admission;
 mod auth;
 mod certificates;
 mod cluster;
+mod crds;
 mod dialer;
 mod events;
 mod expiry;
@@ -27,6 +28,7 @@ mod request;
 mod respond;
 mod router;
 mod seal;
+mod served;
 mod server;
 mod strategy;
 
@@ -79,6 +81,12 @@ pub enum Error {
     Request(#[from] RequestError),
     #[error("opening the objects of cluster {cluster:?} failed")]
     Store { cluster: String, source: store::Error },
+    #[error("the schema of {kind} in cluster {cluster:?} cannot be used")]
+    Schema {
+        cluster: String,
+        kind: String,
+        source: apimachinery::structural::CompileError,
+    },
     #[error("removing {path:?} failed")]
     Io { path: PathBuf, source: std::io::Error },
     #[error("a task of the API server failed")]

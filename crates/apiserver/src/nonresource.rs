@@ -75,24 +75,24 @@ pub fn handle(
         }
         ["api"] => Ok(discover(
             headers,
-            || discovery::aggregated_api(&cluster.table),
+            || discovery::aggregated_api(&cluster.table()),
             || discovery::api_versions(&server_address(cluster)),
         )),
         ["apis"] => Ok(discover(
             headers,
-            || discovery::aggregated_apis(&cluster.table),
-            || discovery::api_group_list(&cluster.table),
+            || discovery::aggregated_apis(&cluster.table()),
+            || discovery::api_group_list(&cluster.table()),
         )),
-        ["api", version] => document(discovery::resource_list(&cluster.table, "", version)),
-        ["apis", group] => document(discovery::api_group(&cluster.table, group)),
-        ["apis", group, version] => document(discovery::resource_list(&cluster.table, group, version)),
-        ["openapi", "v2"] | ["swagger.json"] => openapi_v2(&cluster.documents, headers),
+        ["api", version] => document(discovery::resource_list(&cluster.table(), "", version)),
+        ["apis", group] => document(discovery::api_group(&cluster.table(), group)),
+        ["apis", group, version] => document(discovery::resource_list(&cluster.table(), group, version)),
+        ["openapi", "v2"] | ["swagger.json"] => openapi_v2(&cluster.api().documents, headers),
         ["openapi", "v3"] => Ok(respond::bytes(
             StatusCode::OK,
             "application/json",
-            cluster.documents.v3_index(),
+            cluster.api().documents.v3_index(),
         )),
-        ["openapi", "v3", rest @ ..] => openapi_v3(&cluster.documents, &rest.join("/"), headers),
+        ["openapi", "v3", rest @ ..] => openapi_v3(&cluster.api().documents, &rest.join("/"), headers),
         [".well-known", "openid-configuration"] => Ok(respond::json(
             StatusCode::OK,
             &json!({
@@ -140,7 +140,7 @@ fn paths(cluster: &Cluster) -> Vec<String> {
     let mut paths: Vec<String> = ["/.well-known/openid-configuration", "/api", "/api/v1", "/apis"]
         .map(str::to_owned)
         .to_vec();
-    for (group, versions) in discovery::groups(&cluster.table)
+    for (group, versions) in discovery::groups(&cluster.table())
         .into_iter()
         .filter(|(g, _)| !g.is_empty())
     {
@@ -184,7 +184,7 @@ fn discover(headers: &HeaderMap, aggregated: impl FnOnce() -> Value, plain: impl
     match wants {
         Some(a) if a.param("g") == "apidiscovery.k8s.io" && a.param("as") == "APIGroupDiscoveryList" => {
             let content_type = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList";
-            respond::bytes(StatusCode::OK, content_type, respond::to_vec(&aggregated()))
+            cached(content_type, respond::to_vec(&aggregated()).into(), headers)
         }
         _ => respond::json(StatusCode::OK, &plain()),
     }

@@ -8,6 +8,7 @@ use std::sync::{Arc, OnceLock};
 
 use apimachinery::meta;
 use bytes::Bytes;
+use parking_lot::Mutex;
 use serde::de::IgnoredAny;
 use serde_json::{Map, Value};
 
@@ -52,6 +53,9 @@ pub struct Encoded {
     splice: u32,
     /// Just after the `}` that closes metadata.
     metadata_end: u32,
+    /// Schema of a custom kind under which these bytes were last checked (see [`crate::served::VersionSchema`]); 0 for
+    /// built-in kinds, and for what was read back from the store.
+    pub schema: u64,
     pub header: Arc<Header>,
 }
 
@@ -96,6 +100,7 @@ impl Encoded {
             bytes: out.into(),
             splice: splice as u32,
             metadata_end: metadata_end as u32,
+            schema: 0,
             header: Arc::new(Header::of(object, fields)),
         }
     }
@@ -113,6 +118,7 @@ impl Encoded {
             bytes,
             splice: splice as u32,
             metadata_end: metadata_end as u32,
+            schema: 0,
             header,
         })
     }
@@ -132,6 +138,8 @@ pub struct Object {
     pub rv: u64,
     pub encoded: Encoded,
     protobuf: OnceLock<Option<Bytes>>,
+    /// The last form in which a version of a custom kind showed this object, if that is not these bytes.
+    view: Mutex<Option<Arc<Object>>>,
 }
 
 impl Object {
@@ -140,12 +148,34 @@ impl Object {
             rv,
             encoded,
             protobuf: OnceLock::new(),
+            view: Mutex::new(None),
         })
     }
 
     /// The same content at a later revision, as the event of its deletion carries it.
     pub fn at(&self, rv: u64) -> Arc<Self> {
         Object::new(self.encoded.clone(), rv)
+    }
+
+    /// The object under the schema `id`: itself if its bytes were checked under it, else what `make` says, kept for the
+    /// next time.
+    pub fn view(self: &Arc<Self>, id: u64, make: impl FnOnce() -> Encoded) -> Arc<Self> {
+        if self.encoded.schema == id {
+            return self.clone();
+        }
+        let mut kept = self.view.lock();
+        if let Some(view) = kept.as_ref().filter(|v| v.encoded.schema == id) {
+            return view.clone();
+        }
+        let mut encoded = make();
+        if encoded.bytes == self.encoded.bytes {
+            // Nothing to change, so nothing to keep twice.
+            encoded.bytes = self.encoded.bytes.clone();
+            encoded.header = self.encoded.header.clone();
+        }
+        let view = Object::new(encoded, self.rv);
+        *kept = Some(view.clone());
+        view
     }
 
     pub fn header(&self) -> &Header {

@@ -15,9 +15,10 @@ use http_body_util::{BodyExt, Full, StreamBody};
 use serde_json::{Value, json};
 
 use crate::Body;
-use crate::cluster::{Cluster, Served};
+use crate::cluster::Cluster;
 use crate::negotiate::{As, Media, Output, media_type};
 use crate::object::Object;
+use crate::served::Served;
 
 /// Bodies above this are compressed when the client accepts it.
 const GZIP_BYTES_MIN: usize = 128 * 1024;
@@ -85,7 +86,7 @@ pub fn encode(cluster: &Cluster, value: &Value, media: Media) -> Option<Vec<u8>>
         Media::Yaml => Some(apimachinery::codec::to_yaml(value).into_bytes()),
         Media::Protobuf => {
             let gvk = apimachinery::gvk::Gvk::of(value)?;
-            apimachinery::codec::to_protobuf(&cluster.table, &gvk, value).ok()
+            apimachinery::codec::to_protobuf(&cluster.table(), &gvk, value).ok()
         }
     }
 }
@@ -100,6 +101,7 @@ pub fn value(cluster: &Cluster, code: StatusCode, value: &Value, output: Output)
 
 /// Encodes one object in the negotiated form.
 pub fn encode_object(cluster: &Cluster, served: &Served, object: &Arc<Object>, output: Output, include: &str) -> Bytes {
+    let object = &served.shown(object);
     match (output.shape, output.media) {
         (As::Object, Media::Json) => with_version(served, object),
         (As::Object, Media::Protobuf) => {

@@ -9,13 +9,14 @@ use http::request::Parts;
 use http::{HeaderMap, Method, Request, Response, StatusCode, Version};
 
 use crate::auth::{self, Attributes, Decision, MASTERS, UserInfo, tokens};
-use crate::cluster::{Cluster, Served};
-use crate::handlers::{Context, connect, create, delete, list, reviews, subresources, update, watch};
+use crate::cluster::Cluster;
+use crate::handlers::{Context, connect, create, delete, list, reviews, subresources, update, warn, watch};
 use crate::metrics::{DurationLabels, KindLabels, RequestLabels};
 use crate::negotiate::{self, Offer, Output};
 use crate::request::{self, Query, RequestInfo, Target};
+use crate::served::Served;
 use crate::strategy::Part;
-use crate::{Body, nonresource, respond};
+use crate::{Body, crds, nonresource, respond};
 
 /// Longest time for anything but watches and connections to nodes, as upstream's.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
@@ -160,7 +161,6 @@ async fn serve(
     };
     let served = cluster
         .resource(&target.group, &target.version, &target.resource)
-        .cloned()
         .ok_or_else(Status::path_not_found)?;
     let cx = Context {
         cluster: cluster.clone(),
@@ -171,7 +171,15 @@ async fn serve(
         query,
         headers: parts.headers.clone(),
     };
-    dispatch(cx, parts, body).await
+    if info.verb == "create" && cx.served.custom.as_ref().is_some_and(|c| c.terminating) {
+        return Err(crds::refused(&cx.served, info.verb));
+    }
+    let deprecation = cx.served.info.deprecation.clone();
+    let mut response = dispatch(cx, parts, body).await?;
+    if let Some(warning) = deprecation {
+        warn(&mut response, &[warning]);
+    }
+    Ok(response)
 }
 
 /// The user of a bearer token; an invalid token is refused even where none is needed.

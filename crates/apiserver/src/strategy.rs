@@ -5,7 +5,7 @@ use apimachinery::meta;
 use apimachinery::table::ResourceInfo;
 use serde_json::{Map, Value, json};
 
-use crate::cluster::Served;
+use crate::served::Served;
 
 /// Which part of an object a write covers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,6 +34,7 @@ pub fn has_generation(info: &ResourceInfo) -> bool {
                 (info.group.as_str(), info.plural.as_str()),
                 ("", "pods" | "podtemplates" | "replicationcontrollers")
                     | ("scheduling.k8s.io", "priorityclasses")
+                    | ("apiextensions.k8s.io", "customresourcedefinitions")
                     | (
                         "apps" | "batch" | "policy" | "networking.k8s.io" | "discovery.k8s.io",
                         _
@@ -76,6 +77,10 @@ pub fn prepare_create(served: &Served, value: &mut Value) {
         }
         ("", "services") => {
             root.insert("status".into(), json!({"loadBalancer": {}}));
+        }
+        ("apiextensions.k8s.io", "customresourcedefinitions") => {
+            let status = json!({"conditions": [], "acceptedNames": {"plural": "", "kind": ""}, "storedVersions": []});
+            root.insert("status".into(), status);
         }
         ("networking.k8s.io", "ingresses") => {
             root.insert("status".into(), json!({"loadBalancer": {}}));
@@ -191,6 +196,9 @@ pub fn prepare_update(served: &Served, part: Part, old: &Value, new: &mut Value)
             new["spec"]["finalizers"] = finalizers;
         }
     }
+    if part == Part::Main && served.is("apiextensions.k8s.io", "customresourcedefinitions") {
+        note_storage_version(new);
+    }
     let fixed = served.is("certificates.k8s.io", "certificatesigningrequests");
     if part == Part::Main && (fixed || served.is("", "namespaces")) {
         // Spec finalizers of a namespace change through `finalize` only; what was asked to be signed never changes.
@@ -215,6 +223,25 @@ fn keep_decision(old: &Value, new: &mut Value) {
     conditions.splice(0..0, kept);
     if new["status"].is_object() {
         new["status"]["conditions"] = conditions.into();
+    }
+}
+
+/// A version that becomes the storage version has objects stored at it from now on.
+fn note_storage_version(definition: &mut Value) {
+    let versions = definition["spec"]["versions"].as_array().into_iter().flatten();
+    let storage: Vec<Value> = versions
+        .filter(|v| v["storage"] == true)
+        .map(|v| v["name"].clone())
+        .collect();
+    if let Some(stored) = definition["status"]
+        .get_mut("storedVersions")
+        .and_then(Value::as_array_mut)
+    {
+        for name in storage {
+            if !stored.contains(&name) {
+                stored.push(name);
+            }
+        }
     }
 }
 

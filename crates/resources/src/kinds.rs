@@ -453,6 +453,9 @@ pub fn schema() -> Value {
     })
 }
 
+/// The column that ends every kind's table.
+const AGE: (&str, &str, &str) = ("Age", "date", ".metadata.creationTimestamp");
+
 /// [`KINDS`] as the API server registers them.
 pub fn kind_defs() -> Vec<apimachinery::table::KindDef> {
     let column = |(name, ty, path): &(&str, &str, &str)| apimachinery::table::PrinterColumn {
@@ -460,6 +463,8 @@ pub fn kind_defs() -> Vec<apimachinery::table::KindDef> {
         ty: (*ty).to_owned(),
         json_path: (*path).to_owned(),
         priority: 0,
+        format: String::new(),
+        description: String::new(),
     };
     let words = |w: &[&str]| w.iter().map(|s| (*s).to_owned()).collect();
     KINDS
@@ -473,9 +478,10 @@ pub fn kind_defs() -> Vec<apimachinery::table::KindDef> {
             namespaced: false,
             short_names: words(k.short_names),
             categories: words(&["oaks"]),
-            columns: k.columns.iter().map(column).collect(),
-            schema: schema(),
+            columns: k.columns.iter().chain(&[AGE]).map(column).collect(),
+            schema: schema().into(),
             status_subresource: true,
+            more: apimachinery::table::KindMore::default(),
         })
         .collect()
 }

@@ -37,6 +37,8 @@ pub fn read(dir: &Path, into: &mut Structs) -> Result<()> {
             if let Some(rest) = line.strip_prefix("type ") {
                 if let Some(name) = rest.strip_suffix(" struct {") {
                     current = Some((name.trim().to_owned(), Vec::new()));
+                } else if let Some(name) = rest.strip_suffix(" struct{}") {
+                    into.insert(name.trim().to_owned(), Vec::new());
                 }
             } else if line == "}" {
                 if let Some((name, fields)) = current.take() {

@@ -31,6 +31,16 @@ const GROUPS: [(&str, &str); 15] = [
     ("storage.k8s.io", "storage"),
 ];
 
+/// The group of CustomResourceDefinition, which lives in a module of its own: group, module, package and definition prefix.
+const EXTENSIONS: &str = "apiextensions.k8s.io";
+const EXTENSIONS_MODULE: &str = "k8s.io/apiextensions-apiserver";
+const EXTENSIONS_PACKAGE: &str = "apiextensions/v1";
+const EXTENSIONS_PREFIX: &str = "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.";
+
+fn is_known_group(name: &str) -> bool {
+    name == EXTENSIONS || GROUPS.iter().any(|(g, _)| *g == name)
+}
+
 /// Machinery types that clients send or ask for although the published schemas omit them.
 const MACHINERY: [&str; 14] = [
     "APIGroup",
@@ -61,6 +71,17 @@ fn leaf(definition: &str) -> Option<&'static str> {
         "io.k8s.apimachinery.pkg.apis.meta.v1.Duration" => "duration",
         "io.k8s.apimachinery.pkg.apis.meta.v1.FieldsV1" => "fields",
         "io.k8s.apimachinery.pkg.runtime.RawExtension" => "raw",
+        "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.JSON" => "json",
+        _ => return None,
+    })
+}
+
+/// Definitions that are a schema or something simpler in its place, with the table's word for each.
+fn schema_or(definition: &str) -> Option<&'static str> {
+    Some(match definition.strip_prefix(EXTENSIONS_PREFIX)? {
+        "JSONSchemaPropsOrArray" => "schema-or-array",
+        "JSONSchemaPropsOrBool" => "schema-or-bool",
+        "JSONSchemaPropsOrStringArray" => "schema-or-strings",
         _ => return None,
     })
 }
@@ -79,7 +100,8 @@ pub fn generate() -> Result<()> {
     let api = module("k8s.io/api", API_VERSION)?;
     let machinery = module("k8s.io/apimachinery", API_VERSION)?;
     let kubernetes = module("k8s.io/kubernetes", KUBERNETES_VERSION)?;
-    let facts = read(&api, &machinery, &kubernetes)?;
+    let extensions = module(EXTENSIONS_MODULE, API_VERSION)?;
+    let facts = read(&api, &machinery, &kubernetes, &extensions)?;
 
     let mut queue: Vec<String> = facts
         .definitions
@@ -92,6 +114,8 @@ pub fn generate() -> Result<()> {
         .cloned()
         .collect();
     queue.extend(MACHINERY.iter().map(|k| format!("{META}{k}")));
+    let kinds = ["CustomResourceDefinition", "CustomResourceDefinitionList"];
+    queue.extend(kinds.iter().map(|k| format!("{EXTENSIONS_PREFIX}{k}")));
     let mut done: BTreeMap<String, Value> = BTreeMap::new();
     while let Some(name) = queue.pop() {
         if done.contains_key(&name) || leaf(&name).is_some() {
@@ -117,7 +141,7 @@ pub fn generate() -> Result<()> {
     super::golden::generate(&api, &dir, &kinds)
 }
 
-fn read(api: &Path, machinery: &Path, kubernetes: &Path) -> Result<Facts> {
+fn read(api: &Path, machinery: &Path, kubernetes: &Path, extensions: &Path) -> Result<Facts> {
     let json = |path: &str| -> Result<Value> {
         let path = kubernetes.join(path);
         serde_json::from_slice(&std::fs::read(&path)?).with_context(|| format!("parse {}", path.display()))
@@ -125,7 +149,7 @@ fn read(api: &Path, machinery: &Path, kubernetes: &Path) -> Result<Facts> {
     let object = |v: &Value| v.as_object().cloned().unwrap_or_default();
     let definitions = object(&json("api/openapi-spec/swagger.json")?["definitions"]);
     let mut v3 = Map::new();
-    for (group, _) in GROUPS {
+    for group in GROUPS.iter().map(|(g, _)| *g).chain([EXTENSIONS]) {
         let file = if group.is_empty() {
             "api__v1".into()
         } else {
@@ -143,6 +167,9 @@ fn read(api: &Path, machinery: &Path, kubernetes: &Path) -> Result<Facts> {
             structs.entry(format!("{package}/v1")).or_default(),
         )?;
     }
+    let package = extensions.join("pkg/apis/apiextensions/v1");
+    proto::read(&package.join("generated.proto"), &mut messages)?;
+    gostruct::read(&package, structs.entry(EXTENSIONS_PACKAGE.into()).or_default())?;
     proto::read(&machinery.join("pkg/apis/meta/v1/generated.proto"), &mut messages)?;
     gostruct::read(
         &machinery.join("pkg/apis/meta/v1"),
@@ -160,9 +187,13 @@ fn read(api: &Path, machinery: &Path, kubernetes: &Path) -> Result<Facts> {
 impl Facts {
     /// One type's entry and the definitions it refers to.
     fn describe(&self, definition: &str) -> Result<(Value, Vec<String>)> {
+        // Go's proto packages have no hyphens.
         let message = format!(
             "k8s.io.{}",
-            definition.strip_prefix("io.k8s.").context("foreign definition")?
+            definition
+                .strip_prefix("io.k8s.")
+                .context("foreign definition")?
+                .replace('-', "_")
         );
         let parts: Vec<&str> = definition.rsplitn(4, '.').collect();
         let (kind, package) = (parts[0], format!("{}/{}", parts[2], parts[1]));
@@ -341,7 +372,7 @@ impl Facts {
         let groups = self.discovery["items"].as_array().context("discovery items")?;
         for group in std::iter::once(&legacy).chain(groups) {
             let name = group["metadata"]["name"].as_str().unwrap_or_default();
-            if !GROUPS.iter().any(|(g, _)| *g == name) {
+            if !is_known_group(name) {
                 continue;
             }
             for version in group["versions"].as_array().context("versions")? {
@@ -417,6 +448,9 @@ fn schema_type(p: &Value, refs: &mut Vec<String>) -> Result<String> {
         if let Some(leaf) = leaf(name) {
             return Ok(leaf.into());
         }
+        if let Some(word) = schema_or(name) {
+            return Ok(word.into());
+        }
         refs.push(name.to_owned());
         return Ok(format!("#{name}"));
     }
@@ -441,8 +475,9 @@ fn wire_type(w: &proto::ProtoField, refs: &mut Vec<String>) -> Result<String> {
         s if !s.contains('.') => s.to_owned(),
         message => {
             let definition = format!("io.k8s.{}", message.strip_prefix("k8s.io.").context("foreign message")?);
-            match leaf(&definition) {
-                Some(leaf) => leaf.into(),
+            let definition = definition.replace("apiextensions_apiserver", "apiextensions-apiserver");
+            match leaf(&definition).or_else(|| schema_or(&definition)) {
+                Some(word) => word.into(),
                 None => {
                     refs.push(definition.clone());
                     format!("#{definition}")

@@ -201,7 +201,11 @@ fn run(
         object.entry("apiVersion").or_insert_with(|| gvk.api_version().into());
         object.entry("kind").or_insert_with(|| (*gvk.kind).into());
     }
-    let problems = ctx.problems.take();
+    let mut problems = ctx.problems.take();
+    if let Some(structural) = &kind.def.structural {
+        let unknown = structural.prune(&mut value);
+        problems.extend(unknown.iter().map(|path| format!("unknown field {path:?}")));
+    }
     let warnings = match validation {
         Validation::Ignore => Vec::new(),
         Validation::Warn => problems,

@@ -7,7 +7,7 @@ use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess,
 use serde_json::{Map, Number, Value};
 
 use super::{PROBLEMS_MAX, scalar};
-use crate::table::{Ty, TypeDef, TypeId, TypeTable};
+use crate::table::{SchemaOr, Ty, TypeDef, TypeId, TypeTable};
 
 /// Most values in one object, whatever its length in bytes.
 const VALUES_MAX: usize = 1_000_000;
@@ -17,6 +17,8 @@ pub(super) struct Context<'t> {
     table: &'t TypeTable,
     path: RefCell<Vec<Segment>>,
     values: Cell<usize>,
+    /// Whether duplicates count in content without a type too: inside custom kinds.
+    untyped_duplicates: Cell<bool>,
     /// Unknown and duplicate fields, in input order.
     pub problems: RefCell<Vec<String>>,
     /// Text of the type error that ended the reading.
@@ -35,6 +37,7 @@ impl<'t> Context<'t> {
             table,
             path: RefCell::default(),
             values: Cell::new(0),
+            untyped_duplicates: Cell::new(false),
             problems: RefCell::default(),
             fatal: Cell::new(None),
         }
@@ -124,7 +127,7 @@ impl<'c> Seed<'c> {
     fn expect(&self) -> Expect<'c> {
         match self.ty {
             Expect::Ty(Ty::Object(id)) => Expect::Object(*id),
-            Expect::Ty(Ty::Any | Ty::Raw | Ty::Fields) => Expect::Any,
+            Expect::Ty(Ty::Any | Ty::Raw | Ty::Fields | Ty::Json) => Expect::Any,
             other => other,
         }
     }
@@ -166,7 +169,7 @@ impl<'c> Seed<'c> {
                 },
                 Ty::Int64 if number.as_i64().is_some() => Ok(Value::Number(number)),
                 Ty::Int64 => Err(wrong(&number)),
-                Ty::Double => Ok(Value::Number(number)),
+                Ty::Double => Ok(number.as_f64().map_or(Value::Null, scalar::double)),
                 Ty::Quantity => match scalar::from_text(ty, &number.to_string()) {
                     Some(Ok(value)) => Ok(value),
                     Some(Err(detail)) => Err(self.ctx.fail(detail)),
@@ -200,7 +203,7 @@ impl<'de> Visitor<'de> for Seed<'_> {
 
     fn visit_bool<E: serde::de::Error>(self, v: bool) -> Result<Value, E> {
         match self.expect() {
-            Expect::Any | Expect::Ty(Ty::Bool) => Ok(Value::Bool(v)),
+            Expect::Any | Expect::Ty(Ty::Bool | Ty::SchemaOr(SchemaOr::Bool, _)) => Ok(Value::Bool(v)),
             _ => Err(self.mismatch("bool")),
         }
     }
@@ -240,7 +243,8 @@ impl<'de> Visitor<'de> for Seed<'_> {
         let item = match self.expect() {
             Expect::Any => Expect::Any,
             Expect::Ty(Ty::List(item)) => Expect::Ty(item),
-            Expect::Ty(Ty::Strings) => Expect::Ty(&Ty::String),
+            Expect::Ty(Ty::Strings | Ty::SchemaOr(SchemaOr::Strings, _)) => Expect::Ty(&Ty::String),
+            Expect::Ty(Ty::SchemaOr(SchemaOr::Array, schema)) => Expect::Object(*schema),
             _ => return Err(self.mismatch("array")),
         };
         let mut out = Vec::new();
@@ -262,17 +266,25 @@ impl<'de> Visitor<'de> for Seed<'_> {
         let (def, value): (Option<&TypeDef>, Expect<'_>) = match self.expect() {
             Expect::Any => (None, Expect::Any),
             Expect::Object(id) => (Some(self.ctx.table.ty(id)), Expect::Any),
+            Expect::Ty(Ty::SchemaOr(_, schema)) => (Some(self.ctx.table.ty(*schema)), Expect::Any),
             Expect::Ty(Ty::Map(value)) => (None, Expect::Ty(value)),
             Expect::Ty(_) => return Err(self.mismatch("object")),
         };
         while let Some(key) = map.next_key::<Key>()? {
             let key = key.0;
-            let typed = !matches!(self.expect(), Expect::Any);
+            let typed = !matches!(self.expect(), Expect::Any) || self.ctx.untyped_duplicates.get();
             if typed && out.contains_key(&key) {
                 self.ctx.problem("duplicate", &key);
             }
             let (expect, owner, segment) = match def {
                 None => (value, self.owner, Segment::Key(key.clone())),
+                // What a custom kind holds is checked against its schema afterwards, as a whole.
+                Some(def)
+                    if def.structural.is_some() && !matches!(key.as_str(), "apiVersion" | "kind" | "metadata") =>
+                {
+                    self.ctx.untyped_duplicates.set(true);
+                    (Expect::Any, self.owner, Segment::Field(key.clone()))
+                }
                 Some(def) => match def.field(&key) {
                     Some(field) => (Expect::Ty(&field.ty), def.short_name(), Segment::Field(key.clone())),
                     None => {
@@ -290,19 +302,27 @@ impl<'de> Visitor<'de> for Seed<'_> {
                 owner,
             })?;
             self.ctx.path.borrow_mut().pop();
-            let keep = def.is_none_or(|d| d.preserve_unknown || d.field(&key).is_some());
+            let open = |d: &TypeDef| d.preserve_unknown || d.structural.is_some();
+            let keep = def.is_none_or(|d| open(d) || d.field(&key).is_some());
             if !keep {
                 continue;
             }
             match read {
                 // Null means absent; in a typed map it is the zero value.
-                Value::Null if def.is_some_and(|d| d.field(&key).is_some()) => drop(out.remove(&key)),
+                Value::Null if def.is_some_and(|d| !nulls(d, &key) && d.field(&key).is_some()) => {
+                    drop(out.remove(&key))
+                }
                 Value::Null if typed && def.is_none() => drop(out.insert(key, zero(value))),
                 read => drop(out.insert(key, read)),
             }
         }
         Ok(Value::Object(out))
     }
+}
+
+/// Whether a field of an object of this type may be null: the content of custom kinds.
+fn nulls(def: &TypeDef, key: &str) -> bool {
+    def.structural.is_some() && !matches!(key, "apiVersion" | "kind" | "metadata")
 }
 
 /// A map key: YAML's numbers and booleans become text.
@@ -338,7 +358,9 @@ fn zero(expect: Expect<'_>) -> Value {
             Ty::Int32 | Ty::Int64 | Ty::Double | Ty::IntOrString => 0.into(),
             Ty::List(_) | Ty::Strings => Value::Array(Vec::new()),
             Ty::Object(_) | Ty::Map(_) => Value::Object(Map::new()),
-            Ty::Time | Ty::MicroTime | Ty::Duration | Ty::Fields | Ty::Raw | Ty::Any => Value::Null,
+            Ty::Time | Ty::MicroTime | Ty::Duration | Ty::Fields | Ty::Raw | Ty::Any | Ty::Json | Ty::SchemaOr(..) => {
+                Value::Null
+            }
         },
     }
 }
@@ -371,6 +393,10 @@ fn go_type(table: &TypeTable, expect: Expect<'_>) -> String {
             Ty::Raw => "runtime.RawExtension".into(),
             Ty::Strings => "[]string".into(),
             Ty::Any => "interface {}".into(),
+            Ty::Json => "v1.JSON".into(),
+            Ty::SchemaOr(SchemaOr::Array, _) => "v1.JSONSchemaPropsOrArray".into(),
+            Ty::SchemaOr(SchemaOr::Bool, _) => "v1.JSONSchemaPropsOrBool".into(),
+            Ty::SchemaOr(SchemaOr::Strings, _) => "v1.JSONSchemaPropsOrStringArray".into(),
             Ty::Object(id) => go_type(table, Expect::Object(*id)),
             Ty::List(item) => format!("[]{}", go_type(table, Expect::Ty(item))),
             Ty::Map(value) => format!("map[string]{}", go_type(table, Expect::Ty(value))),

@@ -39,3 +39,13 @@ fn base64_error(text: &str, error: &base64::DecodeError) -> String {
     };
     format!("illegal base64 data at input byte {at}")
 }
+
+/// A floating-point number in its canonical form: whole numbers have no point.
+pub(super) fn double(number: f64) -> Value {
+    /// Every whole number up to here has its own `f64`.
+    const EXACT_MAX: f64 = 9_007_199_254_740_992.0;
+    if number.fract() == 0.0 && number.abs() <= EXACT_MAX {
+        return (number as i64).into();
+    }
+    serde_json::Number::from_f64(number).map_or(Value::Null, Value::Number)
+}

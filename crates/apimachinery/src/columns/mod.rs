@@ -54,10 +54,11 @@ pub fn definitions(resource: &ResourceInfo) -> Vec<ColumnDef> {
     if resource.custom {
         let mut out = vec![def("Name", "string", 0)];
         out.extend(resource.columns.iter().map(|c| ColumnDef {
-            format: String::new(),
+            format: c.format.clone(),
+            description: c.description.clone(),
             ..def(&c.name, &c.ty, c.priority)
         }));
-        if !has_age(resource) {
+        if resource.columns.is_empty() {
             out.push(def("Age", "date", 0));
         }
         return out;
@@ -79,7 +80,7 @@ pub fn row(resource: &ResourceInfo, object: &Value, now: Timestamp) -> Vec<Value
                 .iter()
                 .map(|c| path::cell(object, &c.json_path, &c.ty, now)),
         );
-        if !has_age(resource) {
+        if resource.columns.is_empty() {
             out.push(age(object, now));
         }
         return out;
@@ -98,10 +99,6 @@ pub fn row_conditions(resource: &ResourceInfo, object: &Value) -> Vec<Value> {
         _ => return Vec::new(),
     };
     vec![json!({ "type": "Completed", "status": "True", "reason": reason, "message": message })]
-}
-
-fn has_age(resource: &ResourceInfo) -> bool {
-    resource.columns.iter().any(|c| c.name.eq_ignore_ascii_case("age"))
 }
 
 fn age(object: &Value, now: Timestamp) -> Value {

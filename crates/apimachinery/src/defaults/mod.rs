@@ -51,6 +51,7 @@ pub fn apply(gvk: &Gvk, object: &mut Value) {
             absent(port, "name", "");
             absent(port, "protocol", "TCP");
         }),
+        ("apiextensions.k8s.io", "v1", "CustomResourceDefinition") => definition(object),
         ("scheduling.k8s.io", "v1", "PriorityClass") => text(object, "preemptionPolicy", "PreemptLowerPriority"),
         ("storage.k8s.io", "v1", "StorageClass") => {
             text(object, "reclaimPolicy", "Delete");
@@ -58,6 +59,31 @@ pub fn apply(gvk: &Gvk, object: &mut Value) {
         }
         ("authentication.k8s.io", "v1", "TokenRequest") => absent(child(object, "spec"), "expirationSeconds", 3600),
         _ => {}
+    }
+}
+
+fn definition(object: &mut Object) {
+    let spec = child(object, "spec");
+    let names = child(spec, "names");
+    let kind = names.get("kind").and_then(Value::as_str).unwrap_or_default().to_owned();
+    text(names, "singular", &kind.to_lowercase());
+    if !kind.is_empty() {
+        text(names, "listKind", &format!("{kind}List"));
+    }
+    if !spec.contains_key("conversion") {
+        spec.insert("conversion".into(), json!({"strategy": "None"}));
+    }
+    let versions = spec.get("versions").and_then(Value::as_array).into_iter().flatten();
+    let storage = versions
+        .filter(|v| v["storage"] == true)
+        .find_map(|v| v["name"].as_str().map(str::to_owned));
+    let status = child(object, "status");
+    let none = status
+        .get("storedVersions")
+        .and_then(Value::as_array)
+        .is_none_or(Vec::is_empty);
+    if let (true, Some(storage)) = (none, storage) {
+        status.insert("storedVersions".into(), json!([storage]));
     }
 }
 

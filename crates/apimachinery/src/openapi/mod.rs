@@ -7,84 +7,203 @@ mod gnostic;
 mod operations;
 mod schema;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
-use crate::table::{KUBERNETES_VERSION, TypeTable};
+use crate::table::{KUBERNETES_VERSION, ResourceInfo, TypeTable};
 use operations::{Body, Operation};
 use schema::{Dialect, Schemas};
 
 /// Every document of one table, made at first use.
+///
+/// Documents of a table that lies on another one (see [`Documents::beside`]) take the other's as they are and add what is
+/// new: a kind that comes or goes costs its own part only.
 #[derive(Debug)]
 pub struct Documents {
     table: Arc<TypeTable>,
-    v2_json: OnceLock<Bytes>,
-    v2_proto: OnceLock<Bytes>,
-    /// By path below `/openapi/v3/`: `api/v1`, `apis/apps/v1`.
-    v3: OnceLock<BTreeMap<String, Bytes>>,
+    base: Option<Arc<Documents>>,
+    v2: OnceLock<V2>,
+    /// By path below `/openapi/v3/`: `api/v1`, `apis/apps/v1`. Without the base's.
+    v3: OnceLock<BTreeMap<String, Document>>,
     index: OnceLock<Bytes>,
+}
+
+/// The v2 document in both forms, and what another document needs to build on it. No tree is kept: it would be ten times
+/// as large.
+#[derive(Debug)]
+struct V2 {
+    json: Bytes,
+    /// Places of the entries of `paths` and `definitions` in `json`.
+    paths: Range<usize>,
+    definitions: Range<usize>,
+    proto: Bytes,
+    /// Names of all definitions.
+    names: BTreeSet<String>,
+}
+
+#[derive(Clone, Debug)]
+struct Document {
+    bytes: Bytes,
+    hash: String,
 }
 
 impl Documents {
     pub fn new(table: Arc<TypeTable>) -> Documents {
         Documents {
             table,
-            v2_json: OnceLock::new(),
-            v2_proto: OnceLock::new(),
+            base: None,
+            v2: OnceLock::new(),
             v3: OnceLock::new(),
             index: OnceLock::new(),
         }
     }
 
+    /// The documents of `table`, which has the resources of `base`'s table and custom ones beside them.
+    pub fn beside(table: Arc<TypeTable>, base: Arc<Documents>) -> Documents {
+        Documents {
+            base: Some(base),
+            ..Documents::new(table)
+        }
+    }
+
+    /// Whether a resource is new here.
+    fn is_own(&self, r: &ResourceInfo) -> bool {
+        let base = self.base.as_ref();
+        base.is_none_or(|b| b.table.resource(&r.group, &r.version, &r.plural).is_none())
+    }
+
+    fn v2(&self) -> &V2 {
+        self.v2.get_or_init(|| {
+            let base = self.base.as_ref().map(|b| b.v2());
+            let operations = operations::all(&self.table, |r| self.is_own(r));
+            let mut schemas = Schemas::new(&self.table, Dialect::V2);
+            let mut paths: BTreeMap<&str, Map<String, Value>> = BTreeMap::new();
+            for op in &operations {
+                let entry = paths.entry(&op.path).or_default();
+                path_parameters(op, entry, Dialect::V2);
+                entry.insert(op.method.into(), v2_operation(op, &mut schemas));
+            }
+            schemas.add_kinds(|r| self.is_own(r));
+            let mut definitions = schemas.finish();
+            let mut names = base.map(|b| b.names.clone()).unwrap_or_default();
+            definitions.retain(|name, _| !names.contains(name));
+            names.extend(definitions.keys().cloned());
+
+            let own = json!({"swagger": "2.0", "info": info(), "paths": paths, "definitions": definitions});
+            // Messages that follow each other merge: lists of paths and definitions grow.
+            let proto = [base.map_or(&[][..], |b| &b.proto), &gnostic::document(&own)].concat();
+            let mut json = format!("{{\"swagger\":\"2.0\",\"info\":{},\"paths\":{{", info()).into_bytes();
+            let part = |json: &mut Vec<u8>, key: &str, range: fn(&V2) -> Range<usize>| {
+                let start = json.len();
+                json.extend_from_slice(base.map_or(&[][..], |b| &b.json[range(b)]));
+                let new = own[key].to_string();
+                let new = &new[1..new.len() - 1];
+                if json.len() > start && !new.is_empty() {
+                    json.push(b',');
+                }
+                json.extend_from_slice(new.as_bytes());
+                start..json.len()
+            };
+            let paths = part(&mut json, "paths", |b| b.paths.clone());
+            json.extend_from_slice(b"},\"definitions\":{");
+            let definitions = part(&mut json, "definitions", |b| b.definitions.clone());
+            json.extend_from_slice(b"}}");
+            V2 {
+                json: json.into(),
+                paths,
+                definitions,
+                proto: proto.into(),
+                names,
+            }
+        })
+    }
+
     /// `/openapi/v2` as JSON.
     pub fn v2_json(&self) -> Bytes {
-        self.v2_json.get_or_init(|| v2_json(&self.table)).clone()
+        self.v2().json.clone()
     }
 
     /// `/openapi/v2` as gnostic protobuf.
     pub fn v2_proto(&self) -> Bytes {
-        self.v2_proto.get_or_init(|| v2_proto(&self.table)).clone()
+        self.v2().proto.clone()
     }
 
     /// `/openapi/v3`: the index, with the hash of each document in its URL.
     pub fn v3_index(&self) -> Bytes {
         self.index
-            .get_or_init(|| index(self.all_v3()).to_string().into())
+            .get_or_init(|| {
+                let mut all: BTreeMap<&String, &Document> = BTreeMap::new();
+                if let Some(base) = &self.base {
+                    all.extend(base.own_v3());
+                }
+                all.extend(self.own_v3());
+                let paths: Map<String, Value> = all
+                    .into_iter()
+                    .map(|(path, document)| {
+                        let url = format!("/openapi/v3/{path}?hash={}", document.hash);
+                        (path.clone(), json!({ "serverRelativeURL": url }))
+                    })
+                    .collect();
+                json!({ "paths": paths }).to_string().into()
+            })
             .clone()
     }
 
     /// `/openapi/v3/<path>`, for example `apis/apps/v1`; `None` if no such group and version is served.
     pub fn v3(&self, path: &str) -> Option<Bytes> {
-        self.all_v3().get(path.trim_matches('/')).cloned()
+        let path = path.trim_matches('/');
+        let found = self.own_v3().get(path).map(|d| d.bytes.clone());
+        found.or_else(|| self.base.as_ref()?.v3(path))
     }
 
-    fn all_v3(&self) -> &BTreeMap<String, Bytes> {
-        self.v3.get_or_init(|| all_v3(&self.table))
+    fn own_v3(&self) -> &BTreeMap<String, Document> {
+        self.v3.get_or_init(|| {
+            let mut out = BTreeMap::new();
+            for (group, versions) in crate::discovery::groups(&self.table) {
+                for version in versions {
+                    let here = |r: &&ResourceInfo| r.group == group && r.version == version;
+                    if !self.table.resources().filter(here).any(|r| self.is_own(r)) {
+                        continue;
+                    }
+                    let path = if group.is_empty() {
+                        format!("api/{version}")
+                    } else {
+                        format!("apis/{group}/{version}")
+                    };
+                    if let Some(bytes) = v3(&self.table, group, version) {
+                        let hash = Sha256::digest(&bytes).iter().map(|b| format!("{b:02X}")).collect();
+                        out.insert(path, Document { bytes, hash });
+                    }
+                }
+            }
+            out
+        })
     }
+}
+
+fn info() -> Value {
+    json!({ "title": "Kubernetes", "version": KUBERNETES_VERSION })
 }
 
 /// The v2 document as JSON.
-pub fn v2_json(table: &TypeTable) -> Bytes {
-    v2(table).to_string().into()
+pub fn v2_json(table: &Arc<TypeTable>) -> Bytes {
+    Documents::new(table.clone()).v2_json()
 }
 
 /// The v2 document as gnostic protobuf (`openapi.v2.Document`).
-pub fn v2_proto(table: &TypeTable) -> Bytes {
-    gnostic::document(&v2(table)).into()
-}
-
-/// The index of v3 documents.
-pub fn v3_index(table: &TypeTable) -> Value {
-    index(&all_v3(table))
+pub fn v2_proto(table: &Arc<TypeTable>) -> Bytes {
+    Documents::new(table.clone()).v2_proto()
 }
 
 /// The v3 document of one group and version; `None` if not served.
 pub fn v3(table: &TypeTable, group: &str, version: &str) -> Option<Bytes> {
-    let operations = operations::all(table, |g, v| g == group && v == version);
+    let wanted = |r: &ResourceInfo| r.group == group && r.version == version;
+    let operations = operations::all(table, wanted);
     if operations.is_empty() {
         return None;
     }
@@ -95,63 +214,14 @@ pub fn v3(table: &TypeTable, group: &str, version: &str) -> Option<Bytes> {
         path_parameters(op, entry, Dialect::V3);
         entry.insert(op.method.into(), v3_operation(op, &mut schemas));
     }
-    schemas.add_kinds(|g, v| g == group && v == version);
+    schemas.add_kinds(wanted);
     let document = json!({
         "openapi": "3.0.0",
-        "info": { "title": "Kubernetes", "version": KUBERNETES_VERSION },
+        "info": info(),
         "paths": paths,
         "components": { "schemas": schemas.finish() },
     });
     Some(document.to_string().into())
-}
-
-fn all_v3(table: &TypeTable) -> BTreeMap<String, Bytes> {
-    let mut out = BTreeMap::new();
-    for (group, versions) in crate::discovery::groups(table) {
-        for version in versions {
-            let path = if group.is_empty() {
-                format!("api/{version}")
-            } else {
-                format!("apis/{group}/{version}")
-            };
-            if let Some(document) = v3(table, group, version) {
-                out.insert(path, document);
-            }
-        }
-    }
-    out
-}
-
-fn index(documents: &BTreeMap<String, Bytes>) -> Value {
-    let paths: Map<String, Value> = documents
-        .iter()
-        .map(|(path, bytes)| {
-            let hash: String = Sha256::digest(bytes).iter().map(|b| format!("{b:02X}")).collect();
-            (
-                path.clone(),
-                json!({ "serverRelativeURL": format!("/openapi/v3/{path}?hash={hash}") }),
-            )
-        })
-        .collect();
-    json!({ "paths": paths })
-}
-
-fn v2(table: &TypeTable) -> Value {
-    let operations = operations::all(table, |_, _| true);
-    let mut schemas = Schemas::new(table, Dialect::V2);
-    let mut paths: BTreeMap<&str, Map<String, Value>> = BTreeMap::new();
-    for op in &operations {
-        let entry = paths.entry(&op.path).or_default();
-        path_parameters(op, entry, Dialect::V2);
-        entry.insert(op.method.into(), v2_operation(op, &mut schemas));
-    }
-    schemas.add_kinds(|_, _| true);
-    json!({
-        "swagger": "2.0",
-        "info": { "title": "Kubernetes", "version": KUBERNETES_VERSION },
-        "paths": paths,
-        "definitions": schemas.finish(),
-    })
 }
 
 fn path_parameters(op: &Operation, entry: &mut Map<String, Value>, dialect: Dialect) {

@@ -93,10 +93,10 @@ const LIST: Query = &[
     ("watch", "boolean"),
 ];
 
-/// Every operation of the groups and versions that `wanted` takes, in path order within a resource.
-pub(super) fn all(table: &TypeTable, wanted: impl Fn(&str, &str) -> bool) -> Vec<Operation> {
+/// Every operation of the resources that `wanted` takes, in path order within a resource.
+pub(super) fn all(table: &TypeTable, wanted: impl Fn(&ResourceInfo) -> bool) -> Vec<Operation> {
     let mut out = Vec::new();
-    for resource in table.resources().filter(|r| wanted(&r.group, &r.version)) {
+    for resource in table.resources().filter(|r| wanted(r)) {
         Resource { table, r: resource }.operations(&mut out);
     }
     out

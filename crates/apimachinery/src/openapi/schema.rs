@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use serde_json::{Map, Value, json};
 
 use crate::discovery;
-use crate::table::{Field, ListKind, META, Ty, TypeDef, TypeTable};
+use crate::table::{EXTENSIONS, Field, ListKind, META, ResourceInfo, SchemaOr, Ty, TypeDef, TypeTable};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Dialect {
@@ -57,9 +57,9 @@ impl<'t> Schemas<'t> {
     }
 
     /// Adds the kinds of the served resources, their lists and what their subresources exchange.
-    pub fn add_kinds(&mut self, wanted: impl Fn(&str, &str) -> bool) {
+    pub fn add_kinds(&mut self, wanted: impl Fn(&ResourceInfo) -> bool) {
         let table = self.table;
-        for r in table.resources().filter(|r| wanted(&r.group, &r.version)) {
+        for r in table.resources().filter(|r| wanted(r)) {
             let subs = r.subresources.iter().map(|s| s.kind.clone());
             for gvk in [r.gvk.clone(), r.gvk.with_kind(&r.list_kind())].into_iter().chain(subs) {
                 if let Some(kind) = table.kind_of(&gvk) {
@@ -119,8 +119,9 @@ impl<'t> Schemas<'t> {
         let mut kinds = Vec::new();
         let short = def.short_name();
         if *def.name == format!("{META}DeleteOptions") {
-            // Delete options may come with the version of any served group.
-            for (group, versions) in discovery::groups(self.table) {
+            // Delete options may come with the version of any built-in group.
+            let builtin = self.table.base().map_or(self.table, |base| base);
+            for (group, versions) in discovery::groups(builtin) {
                 kinds.extend(
                     versions
                         .iter()
@@ -190,6 +191,15 @@ impl<'t> Schemas<'t> {
             Ty::Raw => self.reference(RAW),
             Ty::Strings => json!({ "type": "array", "items": { "type": "string" } }),
             Ty::Any => json!({}),
+            Ty::Json => self.reference(&format!("{EXTENSIONS}JSON")),
+            Ty::SchemaOr(or, schema) => {
+                let word = match or {
+                    SchemaOr::Array => "OrArray",
+                    SchemaOr::Bool => "OrBool",
+                    SchemaOr::Strings => "OrStringArray",
+                };
+                self.reference(&format!("{}{word}", self.table.ty(*schema).name))
+            }
             Ty::Object(id) => {
                 let def = self.table.ty(*id);
                 self.reference(&def.name.clone())
@@ -281,6 +291,14 @@ fn leaf(name: &str, dialect: Dialect) -> Option<Value> {
         }
         (TIME | MICRO_TIME, _) => json!({ "type": "string", "format": "date-time" }),
         (FIELDS | RAW | PATCH, _) => json!({ "type": "object" }),
+        // Anything: what these hold has no single type.
+        (any, _)
+            if any
+                .strip_prefix(EXTENSIONS)
+                .is_some_and(|n| n == "JSON" || n.starts_with("JSONSchemaPropsOr")) =>
+        {
+            json!({})
+        }
         _ => return None,
     })
 }

@@ -1,5 +1,5 @@
 use super::*;
-use crate::table::KindDef;
+use crate::table::{KindDef, KindMore};
 
 fn parse(bytes: &Bytes) -> Value {
     serde_json::from_slice(bytes).unwrap()
@@ -17,20 +17,24 @@ fn references<'v>(value: &'v Value, out: &mut Vec<&'v str>) {
 }
 
 fn widget() -> Arc<TypeTable> {
-    TypeTable::builtin().with_kinds(vec![KindDef {
-        group: "example.test".into(),
-        version: "v1".into(),
-        kind: "Widget".into(),
-        plural: "widgets".into(),
-        singular: "widget".into(),
-        namespaced: false,
-        short_names: vec![],
-        categories: vec![],
-        columns: vec![],
-        schema: json!({"type": "object", "properties": {"spec": {"type": "object",
-            "properties": {"size": {"type": "integer", "nullable": true}}}}}),
-        status_subresource: true,
-    }])
+    TypeTable::builtin()
+        .with_kinds(vec![KindDef {
+            group: "example.test".into(),
+            version: "v1".into(),
+            kind: "Widget".into(),
+            plural: "widgets".into(),
+            singular: "widget".into(),
+            namespaced: false,
+            short_names: vec![],
+            categories: vec![],
+            columns: vec![],
+            schema: json!({"type": "object", "properties": {"spec": {"type": "object",
+            "properties": {"size": {"type": "integer", "nullable": true}}}}})
+            .into(),
+            status_subresource: true,
+            more: KindMore::default(),
+        }])
+        .unwrap()
 }
 
 #[test]

@@ -40,7 +40,7 @@ impl<'t> Shape<'t> {
                 Some((ListKind::Map, f)) => Shape::Keyed(item, &f.list_keys),
                 _ => Shape::Leaf,
             },
-            Ty::Any => Shape::Any,
+            Ty::Any | Ty::Json | Ty::SchemaOr(..) => Shape::Any,
             _ => Shape::Leaf,
         }
     }

@@ -3,7 +3,7 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::table::KindDef;
+use crate::table::{KindDef, KindMore};
 
 const T0: &str = "2026-01-01T00:00:00Z";
 const T1: &str = "2026-01-01T00:00:01Z";
@@ -359,11 +359,12 @@ fn kinds_without_schema_are_granular() {
         short_names: Vec::new(),
         categories: Vec::new(),
         columns: Vec::new(),
-        schema: Value::Null,
+        schema: Value::Null.into(),
         status_subresource: false,
+        more: KindMore::default(),
     };
     let mut w = World {
-        table: TypeTable::builtin().with_kinds(vec![def]),
+        table: TypeTable::builtin().with_kinds(vec![def]).unwrap(),
         gvk: Gvk::new("x.io", "v1", "Thing"),
         object: None,
     };

@@ -2,12 +2,16 @@
 
 use std::collections::HashMap;
 use std::io::Read;
+use std::sync::Arc;
 
 use serde::Deserialize;
 use serde_json::Value;
 
 use super::served::SERVED;
-use super::{Field, KUBERNETES_VERSION, ListKind, ResourceInfo, Subresource, Ty, TypeDef, TypeId, TypeTable};
+use super::{
+    EXTENSIONS, Field, KUBERNETES_VERSION, ListKind, ResourceInfo, SchemaOr, Subresource, Ty, TypeDef, TypeId,
+    TypeTable,
+};
 use crate::gvk::Gvk;
 
 static DATA: &[u8] = include_bytes!("../../data/types.json.gz");
@@ -97,6 +101,7 @@ pub(super) fn load() -> TypeTable {
         types: Vec::with_capacity(data.types.len()),
         by_name: HashMap::new(),
         by_kind: HashMap::new(),
+        base: None,
         resources: Vec::new(),
         by_plural: HashMap::new(),
     };
@@ -126,12 +131,11 @@ pub(super) fn load() -> TypeTable {
                 verbs: s.v,
             })
             .collect();
-        table.resources.push(ResourceInfo {
+        table.resources.push(Arc::new(ResourceInfo {
             group: r.g,
             version: r.v,
             plural: r.r,
             singular: r.s,
-            kind: r.k.2,
             gvk,
             ty,
             namespaced: r.ns,
@@ -141,7 +145,13 @@ pub(super) fn load() -> TypeTable {
             subresources,
             columns: Vec::new(),
             custom: false,
-        });
+            list_kind: format!("{}List", r.k.2),
+            kind: r.k.2,
+            scale: None,
+            selectable: Vec::new(),
+            deprecation: None,
+            storage_version: None,
+        }));
     }
     assert_eq!(
         table.resources.len(),
@@ -177,6 +187,11 @@ fn field(row: &FieldRow, embedded: &[u32], ids: &HashMap<&str, TypeId>) -> Field
     }
 }
 
+/// The type of schemas.
+fn schema(ids: &HashMap<&str, TypeId>) -> TypeId {
+    ids[format!("{EXTENSIONS}JSONSchemaProps").as_str()]
+}
+
 fn ty(text: &str, ids: &HashMap<&str, TypeId>) -> Ty {
     if let Some(rest) = text.strip_prefix("[]") {
         return Ty::List(Box::new(ty(rest, ids)));
@@ -205,6 +220,10 @@ fn ty(text: &str, ids: &HashMap<&str, TypeId>) -> Ty {
         "fields" => Ty::Fields,
         "raw" => Ty::Raw,
         "strings" => Ty::Strings,
+        "json" => Ty::Json,
+        "schema-or-array" => Ty::SchemaOr(SchemaOr::Array, schema(ids)),
+        "schema-or-bool" => Ty::SchemaOr(SchemaOr::Bool, schema(ids)),
+        "schema-or-strings" => Ty::SchemaOr(SchemaOr::Strings, schema(ids)),
         other => panic!("unknown type word {other} in the generated data"),
     }
 }

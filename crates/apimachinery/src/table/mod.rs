@@ -1,8 +1,8 @@
 //! The type table: every known kind's fields, wire numbers and merge rules, and every served resource.
 //!
 //! The built-in part is read once per process from generated data (`cargo xtask codegen types`); an overlay adds kinds at
-//! run time (the platform's own, later those of CRDs). Tables are immutable: adding kinds makes a new table that shares
-//! the built-in types.
+//! run time (the platform's own, and those of CustomResourceDefinitions). Tables are immutable: adding kinds makes a new
+//! table on top of the one before, which both share.
 
 mod data;
 mod overlay;
@@ -15,7 +15,8 @@ use std::sync::{Arc, LazyLock};
 use serde_json::Value;
 
 use crate::gvk::{Gvk, api_version, split_api_version};
-pub use types::{Field, ListKind, Ty, TypeDef, TypeId};
+use crate::structural::{CompileError, Structural};
+pub use types::{Field, ListKind, SchemaOr, Ty, TypeDef, TypeId};
 
 /// Release whose API the table describes, with its leading `v`.
 pub const KUBERNETES_VERSION: &str = "v1.36.4";
@@ -34,8 +35,35 @@ pub struct KindDef {
     /// Columns between NAME and AGE; AGE is added when none is given.
     pub columns: Vec<PrinterColumn>,
     /// OpenAPI v3 schema of the whole object (as in a CRD's `openAPIV3Schema`); `null` keeps every field as sent.
-    pub schema: Value,
+    pub schema: Arc<Value>,
     pub status_subresource: bool,
+    /// What a definition may say beyond that; `KindMore::default()` for none of it.
+    pub more: KindMore,
+}
+
+/// The rarer parts of a custom kind.
+#[derive(Clone, Debug, Default)]
+pub struct KindMore {
+    /// Kind of lists; empty: the kind with `List`.
+    pub list_kind: String,
+    pub scale: Option<ScalePaths>,
+    /// Paths of fields that selectors may name: `spec.color`.
+    pub selectable: Vec<String>,
+    /// Warning that every use of this version gets.
+    pub deprecation: Option<String>,
+    /// The schema, where it is compiled already.
+    pub compiled: Option<Arc<Structural>>,
+    /// Version that objects are stored at, if it is another one.
+    pub storage_version: Option<String>,
+}
+
+/// Where a custom kind has what its `scale` subresource shows; paths such as `spec.replicas`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ScalePaths {
+    pub spec_replicas: String,
+    pub status_replicas: String,
+    /// A text field with a selector.
+    pub selector: Option<String>,
 }
 
 /// A column read from the object by a path.
@@ -48,6 +76,8 @@ pub struct PrinterColumn {
     pub json_path: String,
     /// 0 is always shown, 1 only by `-o wide`.
     pub priority: i32,
+    pub format: String,
+    pub description: String,
 }
 
 /// One served resource.
@@ -70,6 +100,16 @@ pub struct ResourceInfo {
     pub columns: Vec<PrinterColumn>,
     /// Whether this is an overlay kind: JSON and YAML only, no strategic merge.
     pub custom: bool,
+    /// Kind of a list of these objects.
+    pub list_kind: String,
+    /// Of an overlay kind that has a `scale` subresource.
+    pub scale: Option<ScalePaths>,
+    /// Of an overlay kind: paths of fields that selectors may name.
+    pub selectable: Vec<String>,
+    /// Warning for users of a deprecated version of an overlay kind.
+    pub deprecation: Option<String>,
+    /// Of an overlay kind: the version that objects are stored at, if it is another one.
+    pub storage_version: Option<String>,
 }
 
 /// A subresource of a served resource.
@@ -98,7 +138,7 @@ impl ResourceInfo {
 
     /// Kind of a list of these objects.
     pub fn list_kind(&self) -> String {
-        format!("{}List", self.kind)
+        self.list_kind.clone()
     }
 
     pub fn has_verb(&self, verb: &str) -> bool {
@@ -124,7 +164,9 @@ pub struct TypeTable {
     by_name: HashMap<Box<str>, TypeId>,
     by_kind: HashMap<Gvk, TypeId>,
     /// Served resources, ordered by group (core first, then as upstream lists them), version and plural.
-    resources: Vec<ResourceInfo>,
+    resources: Vec<Arc<ResourceInfo>>,
+    /// The table this one was made from: its types come first.
+    base: Option<Arc<TypeTable>>,
     by_plural: HashMap<(String, String, String), usize>,
 }
 
@@ -140,6 +182,8 @@ const ANYWHERE: [&str; 6] = [
     "UpdateOptions",
 ];
 
+/// Definition prefix of CustomResourceDefinition's types.
+pub(crate) const EXTENSIONS: &str = "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.";
 /// Definition prefix of meta/v1.
 pub(crate) const META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.";
 
@@ -150,19 +194,55 @@ impl TypeTable {
     }
 
     /// This table and `kinds`. A kind whose group, version and plural are already there replaces the earlier one.
-    pub fn with_kinds(&self, kinds: Vec<KindDef>) -> Arc<TypeTable> {
+    ///
+    /// # Errors
+    /// A kind whose schema cannot be compiled, with the reason.
+    pub fn with_kinds(self: &Arc<Self>, kinds: Vec<KindDef>) -> Result<Arc<TypeTable>, (Gvk, CompileError)> {
+        self.layer(kinds, overlay::Depth::Full, self.resources.clone())
+    }
+
+    /// As [`TypeTable::with_kinds`], where the kinds' own types have no parts: enough for discovery, documents and
+    /// decoding, and cheap to make anew whenever a kind comes or goes. What walks objects by type takes the table of
+    /// [`TypeTable::with_type`].
+    ///
+    /// # Errors
+    /// As [`TypeTable::with_kinds`].
+    pub fn with_shallow(self: &Arc<Self>, kinds: Vec<KindDef>) -> Result<Arc<TypeTable>, (Gvk, CompileError)> {
+        self.layer(kinds, overlay::Depth::Shallow, self.resources.clone())
+    }
+
+    /// The types of this table and one kind's in full, and no resource but this kind's.
+    ///
+    /// # Errors
+    /// As [`TypeTable::with_kinds`].
+    pub fn with_type(self: &Arc<Self>, kind: &KindDef) -> Result<Arc<TypeTable>, (Gvk, CompileError)> {
+        self.layer(vec![kind.clone()], overlay::Depth::Full, Vec::new())
+    }
+
+    fn layer(
+        self: &Arc<Self>,
+        kinds: Vec<KindDef>,
+        depth: overlay::Depth,
+        resources: Vec<Arc<ResourceInfo>>,
+    ) -> Result<Arc<TypeTable>, (Gvk, CompileError)> {
         let mut table = TypeTable {
-            types: self.types.clone(),
-            by_name: self.by_name.clone(),
-            by_kind: self.by_kind.clone(),
-            resources: self.resources.clone(),
+            types: Vec::new(),
+            by_name: HashMap::new(),
+            by_kind: HashMap::new(),
+            base: Some(self.clone()),
+            resources,
             by_plural: HashMap::new(),
         };
         for kind in kinds {
-            overlay::add(&mut table, kind);
+            overlay::add(&mut table, kind, depth)?;
         }
         table.index();
-        Arc::new(table)
+        Ok(Arc::new(table))
+    }
+
+    /// The table that this one lies on.
+    pub fn base(&self) -> Option<&Arc<TypeTable>> {
+        self.base.as_ref()
     }
 
     fn index(&mut self) {
@@ -174,8 +254,13 @@ impl TypeTable {
             .collect();
     }
 
+    /// Number of types that are the base's.
+    fn base_types(&self) -> usize {
+        self.base.as_ref().map_or(0, |b| b.base_types() + b.types.len())
+    }
+
     fn push(&mut self, def: TypeDef) -> TypeId {
-        let id = TypeId(self.types.len() as u32);
+        let id = TypeId((self.base_types() + self.types.len()) as u32);
         self.by_name.insert(def.name.clone(), id);
         if let Some(gvk) = &def.gvk {
             self.by_kind.insert(gvk.clone(), id);
@@ -187,17 +272,17 @@ impl TypeTable {
     /// The served resource of that name.
     pub fn resource(&self, group: &str, version: &str, plural: &str) -> Option<&ResourceInfo> {
         let key = (group.to_owned(), version.to_owned(), plural.to_owned());
-        self.by_plural.get(&key).map(|i| &self.resources[*i])
+        self.by_plural.get(&key).map(|i| &*self.resources[*i])
     }
 
     /// Every served resource.
     pub fn resources(&self) -> impl Iterator<Item = &ResourceInfo> {
-        self.resources.iter()
+        self.resources.iter().map(|r| &**r)
     }
 
     /// The served resource whose objects are of that kind.
     pub fn resource_of_kind(&self, gvk: &Gvk) -> Option<&ResourceInfo> {
-        self.resources.iter().find(|r| r.gvk == *gvk)
+        self.resources().find(|r| r.gvk == *gvk)
     }
 
     /// A kind's type. Options and Status are found under every group and version.
@@ -207,23 +292,22 @@ impl TypeTable {
 
     /// As [`TypeTable::kind`], by [`Gvk`].
     pub fn kind_of(&self, gvk: &Gvk) -> Option<KindRef<'_>> {
-        if let Some(id) = self.by_kind.get(gvk) {
-            return Some(KindRef {
-                id: *id,
-                def: self.ty(*id),
-            });
+        if let Some(id) = self.own_kind(gvk) {
+            return Some(KindRef { id, def: self.ty(id) });
         }
-        let meta = |name: &str| self.by_name.get(format!("{META}{name}").as_str());
+        let meta = |name: &str| self.ty_named(&format!("{META}{name}"));
         let id = match &*gvk.kind {
             k if ANYWHERE.contains(&k) => meta(k)?,
             k @ ("PartialObjectMetadata" | "PartialObjectMetadataList") if &*gvk.group == "meta.k8s.io" => meta(k)?,
             "List" if gvk.group.is_empty() && &*gvk.version == "v1" => meta("List")?,
             _ => return None,
         };
-        Some(KindRef {
-            id: *id,
-            def: self.ty(*id),
-        })
+        Some(KindRef { id, def: self.ty(id) })
+    }
+
+    fn own_kind(&self, gvk: &Gvk) -> Option<TypeId> {
+        let found = self.by_kind.get(gvk).copied();
+        found.or_else(|| self.base.as_ref()?.own_kind(gvk))
     }
 
     /// The type an object claims to be.
@@ -235,17 +319,26 @@ impl TypeTable {
 
     /// A type by its place. Panics if `id` is of another table.
     pub fn ty(&self, id: TypeId) -> &TypeDef {
-        &self.types[id.0 as usize]
+        let base = self.base_types();
+        match (id.0 as usize).checked_sub(base) {
+            Some(own) => &self.types[own],
+            None => self
+                .base
+                .as_ref()
+                .expect("types below the first own one are the base's")
+                .ty(id),
+        }
     }
 
     /// A type by its OpenAPI definition name.
     pub fn ty_named(&self, name: &str) -> Option<TypeId> {
-        self.by_name.get(name).copied()
+        let found = self.by_name.get(name).copied();
+        found.or_else(|| self.base.as_ref()?.ty_named(name))
     }
 
     /// Number of types; their ids are `0..count`.
     pub fn type_ids(&self) -> impl Iterator<Item = TypeId> + use<> {
-        (0..self.types.len() as u32).map(TypeId)
+        (0..(self.base_types() + self.types.len()) as u32).map(TypeId)
     }
 }
 

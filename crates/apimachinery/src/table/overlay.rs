@@ -6,18 +6,46 @@ use serde_json::Value;
 
 use super::{Field, KindDef, ListKind, META, ResourceInfo, Subresource, Ty, TypeDef, TypeId, TypeTable};
 use crate::gvk::Gvk;
+use crate::structural::{CompileError, Structural};
 
 /// Deepest schema that becomes types; anything below is kept as sent.
 const DEPTH_MAX: usize = 64;
 
-pub(super) fn add(table: &mut TypeTable, kind: KindDef) {
+/// How much of a kind becomes types.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Depth {
+    Full,
+    /// The object itself, without its fields.
+    Shallow,
+}
+
+pub(super) fn add(table: &mut TypeTable, kind: KindDef, depth: Depth) -> Result<(), (Gvk, CompileError)> {
     let gvk = Gvk::new(&kind.group, &kind.version, &kind.kind);
     // Definition names reverse the group, as published schemas of custom kinds do.
     let reversed: Vec<&str> = kind.group.split('.').rev().collect();
     let name = format!("{}.{}.{}", reversed.join("."), kind.version, kind.kind);
-    let ty = object(table, &name, &kind.schema, Some(gvk.clone()), 0);
+    let more = kind.more;
+    let structural = match more.compiled {
+        Some(compiled) => compiled,
+        None => Arc::new(Structural::compile(&kind.schema).map_err(|error| (gvk.clone(), error))?),
+    };
+    let none = Value::Null;
+    let parts = match depth {
+        Depth::Full => &*kind.schema,
+        Depth::Shallow => &none,
+    };
+    let top = Top {
+        gvk: gvk.clone(),
+        schema: kind.schema.clone(),
+        structural,
+    };
+    let ty = object(table, &name, parts, Some(top), 0);
+    let list_kind = match more.list_kind.as_str() {
+        "" => format!("{}List", kind.kind),
+        given => given.to_owned(),
+    };
 
-    let list_meta = table.by_name.get(format!("{META}ListMeta").as_str()).copied();
+    let list_meta = table.ty_named(&format!("{META}ListMeta"));
     let mut items = Field::new("items", Ty::List(Box::new(Ty::Object(ty))));
     items.required = true;
     let mut fields = vec![
@@ -27,8 +55,9 @@ pub(super) fn add(table: &mut TypeTable, kind: KindDef) {
     ];
     fields.extend(list_meta.map(|id| Field::new("metadata", Ty::Object(id))));
     table.push(TypeDef::new(
-        &format!("{name}List"),
-        Some(gvk.with_kind(&format!("{}List", kind.kind))),
+        // Named after the kind of lists, which may be any.
+        &name.replace(&format!(".{}", kind.kind), &format!(".{list_kind}")),
+        Some(gvk.with_kind(&list_kind)),
         fields,
     ));
 
@@ -38,6 +67,17 @@ pub(super) fn add(table: &mut TypeTable, kind: KindDef) {
         kind: gvk.clone(),
         verbs: verbs(&["get", "patch", "update"]),
     };
+    let mut subresources = Vec::new();
+    if kind.status_subresource {
+        subresources.push(status);
+    }
+    if more.scale.is_some() {
+        subresources.push(Subresource {
+            name: "scale".into(),
+            kind: Gvk::new("autoscaling", "v1", "Scale"),
+            verbs: verbs(&["get", "patch", "update"]),
+        });
+    }
     let info = ResourceInfo {
         group: kind.group,
         version: kind.version,
@@ -59,33 +99,44 @@ pub(super) fn add(table: &mut TypeTable, kind: KindDef) {
             "update",
             "watch",
         ]),
-        subresources: if kind.status_subresource {
-            vec![status]
-        } else {
-            Vec::new()
-        },
+        subresources,
         columns: kind.columns,
         custom: true,
+        list_kind,
+        scale: more.scale,
+        selectable: more.selectable,
+        deprecation: more.deprecation,
+        storage_version: more.storage_version,
     };
     let same = |r: &ResourceInfo| r.group == info.group && r.version == info.version && r.plural == info.plural;
     match table.resources.iter_mut().find(|r| same(r)) {
-        Some(old) => *old = info,
-        None => table.resources.push(info),
+        Some(old) => *old = Arc::new(info),
+        None => table.resources.push(Arc::new(info)),
     }
+    Ok(())
+}
+
+/// What only the type of whole objects has.
+struct Top {
+    gvk: Gvk,
+    schema: Arc<Value>,
+    structural: Arc<Structural>,
 }
 
 /// Adds the type of an object schema. At the top (`gvk` given) the three common fields are the machinery's own.
-fn object(table: &mut TypeTable, name: &str, schema: &Value, gvk: Option<Gvk>, depth: usize) -> TypeId {
+fn object(table: &mut TypeTable, name: &str, schema: &Value, kind: Option<Top>, depth: usize) -> TypeId {
     let mut fields = Vec::new();
-    if gvk.is_some() {
+    let top = kind.is_some();
+    let resource = top || schema["x-kubernetes-embedded-resource"] == true;
+    if resource {
         fields.push(Field::new("apiVersion", Ty::String));
         fields.push(Field::new("kind", Ty::String));
-        let meta = table.by_name.get(format!("{META}ObjectMeta").as_str()).copied();
+        let meta = table.ty_named(&format!("{META}ObjectMeta"));
         fields.push(Field::new("metadata", meta.map_or(Ty::Any, Ty::Object)));
     }
     let required = |n: &str| schema["required"].as_array().is_some_and(|a| a.iter().any(|r| r == n));
     for (property, sub) in schema["properties"].as_object().into_iter().flatten() {
-        if gvk.is_some() && matches!(property.as_str(), "apiVersion" | "kind" | "metadata") {
+        if resource && matches!(property.as_str(), "apiVersion" | "kind" | "metadata") {
             continue;
         }
         let mut field = Field::new(
@@ -109,13 +160,13 @@ fn object(table: &mut TypeTable, name: &str, schema: &Value, gvk: Option<Gvk>, d
             .collect();
         fields.push(field);
     }
-    let top = gvk.is_some();
-    let mut def = TypeDef::new(name, gvk, fields);
+    let mut def = TypeDef::new(name, kind.as_ref().map(|k| k.gvk.clone()), fields);
     let open = schema["x-kubernetes-preserve-unknown-fields"] == true;
     def.preserve_unknown = open || !schema["properties"].is_object();
     def.atomic = schema["x-kubernetes-map-type"] == "atomic";
-    if top {
-        def.schema = Some(Arc::new(schema.clone()));
+    if let Some(kind) = kind {
+        def.schema = Some(kind.schema);
+        def.structural = Some(kind.structural);
     }
     table.push(def)
 }
@@ -139,7 +190,9 @@ fn schema_ty(table: &mut TypeTable, name: &str, schema: &Value, depth: usize) ->
             &schema["items"],
             depth + 1,
         ))),
-        (Some("object"), _) if schema["properties"].is_object() => Ty::Object(object(table, name, schema, None, depth)),
+        (Some("object"), _) if schema["properties"].is_object() || schema["x-kubernetes-embedded-resource"] == true => {
+            Ty::Object(object(table, name, schema, None, depth))
+        }
         (Some("object"), _) if schema["additionalProperties"].is_object() => {
             let value = &schema["additionalProperties"];
             Ty::Map(Box::new(schema_ty(table, &format!("{name}{{}}"), value, depth + 1)))

@@ -3,6 +3,7 @@
 
 /// Group, resource, subresources.
 pub(super) const SERVED: &[(&str, &str, &[&str])] = &[
+    ("apiextensions.k8s.io", "customresourcedefinitions", &["status"]),
     ("", "bindings", &[]),
     ("", "configmaps", &[]),
     ("", "endpoints", &[]),

@@ -49,19 +49,22 @@ fn overlay_kinds_are_served_beside_the_builtin_ones() {
         "spec": {"type": "object", "properties": {"size": {"type": "integer"}}, "required": ["size"]},
         "status": {"type": "object", "x-kubernetes-preserve-unknown-fields": true}
     }});
-    let table = TypeTable::builtin().with_kinds(vec![KindDef {
-        group: "example.test".into(),
-        version: "v1".into(),
-        kind: "Widget".into(),
-        plural: "widgets".into(),
-        singular: "widget".into(),
-        namespaced: true,
-        short_names: vec![],
-        categories: vec![],
-        columns: vec![],
-        schema,
-        status_subresource: true,
-    }]);
+    let table = TypeTable::builtin()
+        .with_kinds(vec![KindDef {
+            group: "example.test".into(),
+            version: "v1".into(),
+            kind: "Widget".into(),
+            plural: "widgets".into(),
+            singular: "widget".into(),
+            namespaced: true,
+            short_names: vec![],
+            categories: vec![],
+            columns: vec![],
+            schema: schema.into(),
+            status_subresource: true,
+            more: KindMore::default(),
+        }])
+        .unwrap();
     let widgets = table.resource("example.test", "v1", "widgets").unwrap();
     assert!(widgets.custom && widgets.subresource("status").is_some());
     assert!(table.kind("example.test", "v1", "WidgetList").is_some());

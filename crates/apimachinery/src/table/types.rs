@@ -6,6 +6,7 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use crate::gvk::Gvk;
+use crate::structural::Structural;
 
 /// Place of a type in its table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -39,9 +40,21 @@ pub enum Ty {
     Strings,
     /// Anything (custom kinds with preserved unknown fields).
     Any,
+    /// Anything, as a message of raw JSON in protobuf.
+    Json,
+    /// A schema (of this type), or something simpler in its place.
+    SchemaOr(SchemaOr, TypeId),
     Object(TypeId),
     List(Box<Ty>),
     Map(Box<Ty>),
+}
+
+/// What may stand where a schema could.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SchemaOr {
+    Array,
+    Bool,
+    Strings,
 }
 
 /// How a list merges (`x-kubernetes-list-type`).
@@ -123,6 +136,8 @@ pub struct TypeDef {
     pub preserve_unknown: bool,
     /// The schema of a custom kind, as given.
     pub schema: Option<Arc<Value>>,
+    /// The same schema, compiled.
+    pub structural: Option<Arc<Structural>>,
 }
 
 impl TypeDef {
@@ -140,6 +155,7 @@ impl TypeDef {
             atomic: false,
             preserve_unknown: false,
             schema: None,
+            structural: None,
         }
     }
 

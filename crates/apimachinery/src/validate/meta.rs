@@ -74,6 +74,28 @@ pub(super) fn update(errors: &mut Errors, new: &Value, old: &Value) {
     finalizers(errors, new);
 }
 
+/// Metadata of an object inside another: it may have no name.
+pub(super) fn embedded(errors: &mut Errors, meta: &Value) {
+    for (field, rule) in [
+        ("name", names::path_segment as NameRule),
+        ("namespace", names::dns_label as NameRule),
+    ] {
+        let value = text(meta, field);
+        if !value.is_empty() {
+            errors.messages(&format!("metadata.{field}"), value, rule(value));
+        }
+    }
+    for field in ["labels", "annotations"] {
+        for (key, value) in meta[field].as_object().into_iter().flatten() {
+            if !value.is_string() {
+                errors.invalid(format!("metadata.{field}[{key}]"), value.clone(), "must be a string");
+            }
+        }
+    }
+    common(errors, meta);
+    finalizers(errors, meta);
+}
+
 fn common(errors: &mut Errors, meta: &Value) {
     errors.labels("metadata.labels", &meta["labels"]);
     let mut bytes = 0;

@@ -5,6 +5,7 @@
 mod addresses;
 mod classes;
 mod config;
+mod definition;
 mod ingress;
 mod limits;
 mod meta;
@@ -23,7 +24,9 @@ use serde_json::Value;
 pub use crate::field::{FieldError, FieldErrorKind};
 use crate::gvk::Gvk;
 pub use classes::SYSTEM_PRIORITIES;
+pub use definition::{approval_problem, is_established, selectable_path, structural_errors};
 pub use schema::custom;
+pub(crate) use schema::embedded as embedded_metadata;
 
 /// Field errors of an object that is to be created; empty if it is valid.
 pub fn create(gvk: &Gvk, object: &Value) -> Vec<FieldError> {
@@ -34,6 +37,10 @@ pub fn create(gvk: &Gvk, object: &Value) -> Vec<FieldError> {
     content(&mut errors, gvk, object);
     match (&*gvk.group, &*gvk.version, &*gvk.kind) {
         ("apps", "v1", "ControllerRevision") => classes::controller_revision(&mut errors, object, true),
+        ("apiextensions.k8s.io", "v1", "CustomResourceDefinition") => {
+            definition::name(&mut errors, object);
+            definition::content(&mut errors, object, None);
+        }
         ("networking.k8s.io", "v1", "Ingress") => ingress::created(&mut errors, object),
         _ => {}
     }
@@ -79,6 +86,7 @@ pub fn update(gvk: &Gvk, new: &Value, old: &Value) -> Vec<FieldError> {
             errors.immutable("spec.controller", &controller(new), &controller(old));
         }
         ("scheduling.k8s.io", "v1", "PriorityClass") => classes::priority_class_update(&mut errors, new, old),
+        ("apiextensions.k8s.io", "v1", "CustomResourceDefinition") => definition::content(&mut errors, new, Some(old)),
         ("storage.k8s.io", "v1", "StorageClass") => classes::storage_class_update(&mut errors, new, old),
         ("discovery.k8s.io", "v1", "EndpointSlice") => {
             errors.immutable("addressType", &new["addressType"], &old["addressType"]);

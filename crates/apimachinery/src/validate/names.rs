@@ -35,6 +35,20 @@ pub fn dns_label(name: &str) -> Vec<String> {
     out
 }
 
+/// At most 63 lowercase letters, digits and inner hyphens, the first a letter.
+pub fn dns_1035_label(name: &str) -> Vec<String> {
+    let mut out = Vec::new();
+    if name.len() > 63 {
+        out.push(too_long(63));
+    }
+    if !label_form(name) || !name.starts_with(|c: char| c.is_ascii_lowercase()) {
+        let rule = "a DNS-1035 label must consist of lower case alphanumeric characters or '-', start with an alphabetic \
+                    character, and end with an alphanumeric character";
+        out.push(expression(rule, "[a-z]([-a-z0-9]*[a-z0-9])?", &["my-name", "abc-123"]));
+    }
+    out
+}
+
 /// Labels joined by dots, at most 253 characters.
 pub fn dns_subdomain(name: &str) -> Vec<String> {
     let mut out = Vec::new();

@@ -75,7 +75,7 @@ pub async fn reserve(cx: &Context, old: Option<&Value>, new: &Value) -> Result<R
     if is_ignored(cx) || (old.is_some() && !grows(cx)) {
         return Ok(Reservation::default());
     }
-    let Some(quotas) = cx.cluster.resource("", "v1", "resourcequotas").cloned() else {
+    let Some(quotas) = cx.cluster.resource("", "v1", "resourcequotas") else {
         return Ok(Reservation::default());
     };
     let namespace = cx.namespace();

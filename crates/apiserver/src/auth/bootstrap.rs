@@ -109,7 +109,7 @@ pub async fn ensure(cluster: &Arc<Cluster>) -> Result<(), store::Error> {
         if strategy::has_generation(&served.info) {
             value["metadata"]["generation"] = (created.as_ref().map_or(0, meta::generation) + 1).into();
         }
-        strategy::prepare_create(served, &mut value);
+        strategy::prepare_create(&served, &mut value);
         defaults::apply(&served.info.gvk, &mut value);
         if plural == "services" {
             for key in allocation_keys(&value) {

@@ -3,17 +3,17 @@
 use std::sync::Arc;
 
 use apimachinery::status::Status;
-use apimachinery::{defaults, meta, validate};
+use apimachinery::{meta, validate};
 use http::{Response, StatusCode};
 use serde_json::{Value, json};
 
 use super::update::Tracking;
 use super::write::{self, ATTEMPTS_MAX, Lost};
 use super::{Context, manage, warn};
-use crate::Body;
 use crate::admission::{self, Operation};
 use crate::object::Object;
 use crate::strategy::{self, Part};
+use crate::{Body, crds};
 
 /// Longest generated name; the five random characters come after the shortened prefix.
 const GENERATED_NAME_MAX: usize = 63;
@@ -27,6 +27,7 @@ pub async fn create(cx: &Context, body: Body) -> Result<Response<Body>, Status> 
     let bytes = write::body(body).await?;
     let decoded = write::decode(cx, &cx.served.info.gvk, &bytes)?;
     let object = insert(cx, decoded.value, Tracking::Update, dry_run).await?;
+    crds::settle(cx, &object).await;
     let mut response = cx.object(StatusCode::CREATED, &object, output);
     warn(&mut response, &decoded.warnings);
     Ok(response)
@@ -96,17 +97,17 @@ async fn once(
         }
     }
     strategy::prepare_create(&cx.served, &mut value);
-    defaults::apply(&info.gvk, &mut value);
+    cx.served.default(&mut value);
     // What admission adds belongs to nobody.
     match tracking {
         Tracking::Applied => manage::put(&mut value, sent),
         Tracking::Update => manage::track(cx, Part::Main, None, &mut value, sent),
     }
     admission::mutate(cx, Operation::Create, None, &mut value)?;
-    defaults::apply(&info.gvk, &mut value);
+    cx.served.default(&mut value);
     strategy::finish_create(&cx.served, &mut value);
     let errors = if info.custom {
-        validate::custom(&cx.cluster.table, &info.gvk, &value, None)
+        validate::custom(&cx.types(), &info.gvk, &value, None)
     } else {
         validate::create(&info.gvk, &value)
     };
@@ -116,7 +117,7 @@ async fn once(
     admission::validate(cx, Operation::Create, None, &value)?;
     // Existing objects are reported before claims are made, so that a second create is AlreadyExists and no IP conflict.
     if cx.served.resource.get(cx.namespace(), meta::name(&value)).is_some() {
-        let encoded = crate::object::Encoded::new(&value, cx.served.resource.fields);
+        let encoded = cx.served.encode(&value);
         return Ok((Object::new(encoded, 0), Some(Lost::Object)));
     }
     let mut claims = admission::claims(cx, None, Some(&value));
@@ -125,7 +126,7 @@ async fn once(
     match write::put(&cx.cluster, &cx.served, None, &value, claims, !dry_run).await? {
         Ok(object) => Ok((object, None)),
         Err(lost) => {
-            let encoded = crate::object::Encoded::new(&value, cx.served.resource.fields);
+            let encoded = cx.served.encode(&value);
             Ok((Object::new(encoded, 0), Some(lost)))
         }
     }

@@ -17,7 +17,7 @@ use super::{Context, list};
 use crate::admission::{self, Operation};
 use crate::object::Object;
 use crate::strategy;
-use crate::{Body, respond};
+use crate::{Body, crds, respond};
 
 /// Grace of a pod that does not say.
 const POD_GRACE_S: i64 = 30;
@@ -69,7 +69,7 @@ impl Options {
                 Status::unsupported_media_type(&["application/json", "application/yaml", crate::negotiate::PROTOBUF])
             })?;
             let value = match media {
-                Media::Protobuf => codec::from_protobuf(&cx.cluster.table, &Gvk::new("", "v1", "DeleteOptions"), body)
+                Media::Protobuf => codec::from_protobuf(&cx.types(), &Gvk::new("", "v1", "DeleteOptions"), body)
                     .map_err(|e| codec::DecodeError::Protobuf(e).to_status())?,
                 other => codec::parse_untyped(other, body).map_err(|e| e.to_status())?,
             };
@@ -257,7 +257,8 @@ fn mark(cx: &Context, current: &Value, options: &Options) -> Option<Value> {
     let grace = grace(cx, current, options);
     let held = meta::finalizers(&new).next().is_some()
         || (cx.served.is("", "namespaces") && new["spec"]["finalizers"].as_array().is_some_and(|f| !f.is_empty()));
-    if !held && grace == 0 {
+    let definition = cx.served.is(crds::GROUP, crds::PLURAL);
+    if !held && grace == 0 && (!definition || deleting) {
         return None;
     }
     let before = current["metadata"]["deletionGracePeriodSeconds"].as_i64();
@@ -274,6 +275,9 @@ fn mark(cx: &Context, current: &Value, options: &Options) -> Option<Value> {
             if strategy::has_generation(&cx.served.info) && generation > 0 {
                 metadata.insert("generation".into(), (generation + 1).into());
             }
+        }
+        if definition {
+            crds::mark_deleted(&mut new, &stamp(0));
         }
         if cx.served.is("", "namespaces") {
             new["status"] = json!({"phase": "Terminating"});

@@ -153,7 +153,7 @@ pub fn page(cx: &Context) -> Result<Page, Status> {
         && (!filter.namespace.is_empty() || !cx.served.info.namespaced)
     {
         let key = crate::registry::key(&filter.namespace, name);
-        objects.extend(view.objects.get(&*key).filter(|o| filter.matches(o.header())).cloned());
+        objects.extend(view.objects.get(&*key).filter(|o| filter.matches(o)).cloned());
         return Ok(Page { objects, metadata });
     }
 
@@ -165,7 +165,7 @@ pub fn page(cx: &Context) -> Result<Page, Status> {
     let mut last = None;
     let mut next = None;
     for (key, object) in rest.by_ref() {
-        if !filter.matches(object.header()) {
+        if !filter.matches(object) {
             continue;
         }
         if limit > 0 && objects.len() == limit {
@@ -217,7 +217,7 @@ pub fn answer(cx: &Context, page: Page, output: Output) -> Response<Body> {
                     }
                     out.extend_from_slice(&respond::to_vec(&value));
                 } else if served.info.custom {
-                    object.write_json(out);
+                    served.shown(object).write_json(out);
                 } else {
                     object.write_item(out);
                 }

@@ -17,7 +17,7 @@ use super::{Context, create, warn};
 use crate::auth::{self, Attributes, Decision};
 use crate::object::Object;
 use crate::strategy::{self, Part};
-use crate::{Body, negotiate};
+use crate::{Body, crds, negotiate};
 
 /// Content type of an applied configuration.
 pub const APPLY: &str = "application/apply-patch+yaml";
@@ -106,7 +106,7 @@ pub fn track(cx: &Context, part: Part, live: Option<&Value>, new: &mut Value, se
         now: &now,
         ignored: ignored(cx, part),
     };
-    ssa::track(&cx.cluster.table, &cx.served.info.gvk, live, new, sent, &writer);
+    ssa::track(&cx.types(), &cx.served.info.gvk, live, new, sent, &writer);
 }
 
 /// Takes the managedFields out of an object.
@@ -136,8 +136,7 @@ pub async fn config(cx: &Context, gvk: &Gvk, body: Body) -> Result<(Value, Vec<S
     check_options(cx, true)?;
     let bytes = write::body(body).await?;
     let validation = write::validation(cx)?;
-    let decoded =
-        codec::decode(&cx.cluster.table, gvk, Media::Yaml, &bytes, Validation::Warn).map_err(|e| e.to_status())?;
+    let decoded = codec::decode(&cx.types(), gvk, Media::Yaml, &bytes, Validation::Warn).map_err(|e| e.to_status())?;
     let (unknown, duplicate): (Vec<String>, Vec<String>) = decoded
         .warnings
         .into_iter()
@@ -185,6 +184,7 @@ pub async fn patch(cx: &Context, body: Body, part: Part) -> Result<Response<Body
         config = status_only(&config);
     }
     let (code, object) = apply(cx, part, &config).await?;
+    crds::settle(cx, &object).await;
     let mut response = cx.object(code, &object, output);
     warn(&mut response, &warnings);
     Ok(response)
@@ -214,7 +214,7 @@ pub async fn apply(cx: &Context, part: Part, config: &Value) -> Result<(StatusCo
             now: &now,
             ignored: ignored(cx, part),
         };
-        ssa::apply(&cx.cluster.table, &cx.served.info.gvk, live, config, &writer, force).map_err(|e| e.to_status())
+        ssa::apply(&cx.types(), &cx.served.info.gvk, live, config, &writer, force).map_err(|e| e.to_status())
     };
     for attempt in 1.. {
         let missing = match cx.find() {

@@ -15,12 +15,14 @@ use std::sync::Arc;
 
 use apimachinery::selector::{FieldSelector, LabelSelector};
 use apimachinery::status::Status;
+use apimachinery::table::TypeTable;
 use http::{HeaderMap, HeaderValue, Response, StatusCode};
 
-use crate::cluster::{Cluster, Served};
+use crate::cluster::Cluster;
 use crate::negotiate::{self, Offer, Output};
-use crate::object::{Header, Object};
+use crate::object::Object;
 use crate::request::{Query, RequestInfo, Target};
+use crate::served::Served;
 use crate::{Body, UserInfo, respond};
 
 /// One authorized request on a resource.
@@ -51,6 +53,14 @@ impl Context {
             all => Err(Status::bad_request(&format!(
                 "Invalid value: {all:?}: dryRun: Unsupported value: supported values: \"All\""
             ))),
+        }
+    }
+
+    /// The types that this request's object is made of.
+    pub fn types(&self) -> Arc<TypeTable> {
+        match &self.served.custom {
+            Some(custom) => custom.table.clone(),
+            None => self.cluster.table(),
         }
     }
 
@@ -109,7 +119,7 @@ pub fn not_acceptable(offer: Offer) -> Status {
 }
 
 /// What a list or watch selects.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Filter {
     /// Empty for all.
     pub namespace: String,
@@ -118,6 +128,8 @@ pub struct Filter {
     pub labels: LabelSelector,
     pub fields: FieldSelector,
     pub selectable: &'static [&'static str],
+    /// Set if the fields are those that a definition makes selectable: they are read from the object.
+    content: Option<Arc<Served>>,
 }
 
 impl Filter {
@@ -132,7 +144,8 @@ impl Filter {
             let field = requirement.field.as_str();
             let known = field == "metadata.name"
                 || (field == "metadata.namespace" && cx.served.info.namespaced)
-                || selectable.contains(&field);
+                || selectable.contains(&field)
+                || cx.served.info.selectable.iter().any(|f| f == field);
             if !known {
                 return Err(Status::bad_request(&format!(
                     "Unable to find {:?} that match label selector {:?}, field selector {:?}: field label not supported: {field}",
@@ -155,29 +168,44 @@ impl Filter {
             namespace,
             name,
             labels,
+            content: (!fields.is_everything() && !cx.served.info.selectable.is_empty()).then(|| cx.served.clone()),
             fields,
             selectable,
         })
     }
 
-    pub fn matches(&self, header: &Header) -> bool {
+    pub fn matches(&self, object: &Arc<Object>) -> bool {
+        let header = object.header();
         if !self.namespace.is_empty() && *header.namespace != *self.namespace {
             return false;
         }
         if self.name.as_ref().is_some_and(|name| *header.name != **name) {
             return false;
         }
-        (self.labels.is_everything() || self.labels.matches(&*header.labels))
-            && self.fields.matches(|field| match field {
-                "metadata.name" => &header.name,
-                "metadata.namespace" => &header.namespace,
-                other => self
-                    .selectable
-                    .iter()
-                    .position(|f| *f == other)
-                    .and_then(|i| header.fields.get(i))
-                    .map_or("", |v| v),
-            })
+        if !self.labels.is_everything() && !self.labels.matches(&*header.labels) {
+            return false;
+        }
+        let content: Vec<(&str, String)> = match &self.content {
+            Some(served) => {
+                let value = served.value(object);
+                let fields = served.info.selectable.iter();
+                fields
+                    .map(|f| (f.as_str(), crate::fields::value(&value, f).into_owned()))
+                    .collect()
+            }
+            None => Vec::new(),
+        };
+        self.fields.matches(|field| match field {
+            "metadata.name" => &header.name,
+            "metadata.namespace" => &header.namespace,
+            other => match content.iter().find(|(name, _)| *name == other) {
+                Some((_, value)) => value,
+                None => {
+                    let place = self.selectable.iter().position(|f| *f == other);
+                    place.and_then(|i| header.fields.get(i)).map_or("", |v| v)
+                }
+            },
+        })
     }
 
     /// Whether anything but the namespace restricts the result.

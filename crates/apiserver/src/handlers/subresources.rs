@@ -16,8 +16,56 @@ fn scale_kind() -> Gvk {
     Gvk::new("autoscaling", "v1", "Scale")
 }
 
-/// The `Scale` of a workload.
-fn scale_of(object: &Value) -> Value {
+/// Text of a path such as `spec.replicas` as a pointer.
+fn pointer(path: &str) -> String {
+    format!("/{}", path.replace('.', "/"))
+}
+
+/// The `Scale` of an object: of a workload, or of a custom kind, which says where it has what.
+///
+/// # Errors
+/// 500 if a custom object has no replicas where its definition says.
+fn scale_of(cx: &Context, object: &Value) -> Result<Value, Status> {
+    let Some(paths) = &cx.served.info.scale else {
+        return Ok(workload_scale(object));
+    };
+    let number = |path: &str| object.pointer(&pointer(path)).and_then(Value::as_i64);
+    let Some(replicas) = number(&paths.spec_replicas) else {
+        let why = format!("the spec replicas field \".{}\" does not exist", paths.spec_replicas);
+        return Err(Status::internal(&why));
+    };
+    let mut scale = workload_scale(object);
+    scale["spec"] = json!({"replicas": replicas});
+    scale["status"] = json!({"replicas": number(&paths.status_replicas).unwrap_or(0)});
+    let selector = paths
+        .selector
+        .as_ref()
+        .and_then(|p| object.pointer(&pointer(p))?.as_str());
+    if let Some(selector) = selector.filter(|s| !s.is_empty()) {
+        scale["status"]["selector"] = selector.into();
+    }
+    Ok(scale)
+}
+
+/// Sets the replicas of an object to what its `Scale` says.
+fn scale_to(cx: &Context, object: &mut Value, replicas: i64) {
+    let path = cx
+        .served
+        .info
+        .scale
+        .as_ref()
+        .map_or("spec.replicas", |s| &s.spec_replicas);
+    let mut at = object;
+    for key in path.split('.') {
+        if !at.is_object() {
+            *at = json!({});
+        }
+        at = &mut at[key];
+    }
+    *at = replicas.into();
+}
+
+fn workload_scale(object: &Value) -> Value {
     let metadata: serde_json::Map<String, Value> = ["name", "namespace", "uid", "resourceVersion", "creationTimestamp"]
         .iter()
         .filter_map(|key| Some(((*key).to_owned(), object["metadata"].get(*key)?.clone())))
@@ -64,7 +112,7 @@ pub async fn scale(cx: &Context, body: Body) -> Result<Response<Body>, Status> {
                     "application/json-patch+json" => patch::json_patch(&mut scale, &diff),
                     "application/merge-patch+json" => patch::merge_patch(&mut scale, &diff),
                     "application/strategic-merge-patch+json" => {
-                        patch::strategic_merge(&cx.cluster.table, &scale_kind(), &mut scale, &diff)
+                        patch::strategic_merge(&cx.types(), &scale_kind(), &mut scale, &diff)
                     }
                     _ => {
                         return Err(Status::unsupported_media_type(&[
@@ -84,17 +132,13 @@ pub async fn scale(cx: &Context, body: Body) -> Result<Response<Body>, Status> {
     Ok(respond::value(
         &cx.cluster,
         StatusCode::OK,
-        &scale_of(&cx.served.value(&object)),
+        &scale_of(cx, &cx.served.value(&object))?,
         output,
     ))
 }
 
 /// The configuration of the scaled object that an applied `Scale` amounts to.
 fn applied_scale(cx: &Context, scale: &Value) -> Value {
-    let mut spec = serde_json::Map::new();
-    if let Some(replicas) = scale["spec"].get("replicas") {
-        spec.insert("replicas".into(), replicas.clone());
-    }
     let mut metadata = serde_json::Map::new();
     for key in ["name", "uid", "resourceVersion"] {
         if let Some(value) = scale["metadata"].get(key) {
@@ -102,7 +146,13 @@ fn applied_scale(cx: &Context, scale: &Value) -> Value {
         }
     }
     metadata.insert("namespace".into(), cx.target.namespace.clone().into());
-    json!({"apiVersion": cx.served.info.api_version(), "kind": cx.served.info.kind, "metadata": metadata, "spec": spec})
+    let mut config =
+        json!({"apiVersion": cx.served.info.api_version(), "kind": cx.served.info.kind, "metadata": metadata});
+    config["spec"] = json!({});
+    if let Some(replicas) = scale["spec"]["replicas"].as_i64() {
+        scale_to(cx, &mut config, replicas);
+    }
+    config
 }
 
 async fn set_replicas(
@@ -112,14 +162,14 @@ async fn set_replicas(
 ) -> Result<std::sync::Arc<crate::object::Object>, Status> {
     let dry_run = cx.dry_run()?;
     update::modify(cx, Part::Main, given, dry_run, |current| {
-        let scale = change(&scale_of(current))?;
+        let scale = change(&scale_of(cx, current)?)?;
         let replicas = scale["spec"]["replicas"].as_i64().unwrap_or(0);
         if replicas < 0 {
             let error = FieldError::invalid("spec.replicas", replicas, "must be greater than or equal to 0");
             return Err(Status::invalid(&scale_kind(), &cx.target.name, &[error]));
         }
         let mut new = current.clone();
-        new["spec"]["replicas"] = replicas.into();
+        scale_to(cx, &mut new, replicas);
         Ok(new)
     })
     .await
@@ -233,7 +283,6 @@ impl Context {
         let served = self
             .cluster
             .resource(group, version, plural)
-            .cloned()
             .ok_or_else(Status::path_not_found)?;
         let mut target = self.target.clone();
         target.group = group.to_owned();

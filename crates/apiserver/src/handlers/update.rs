@@ -5,17 +5,17 @@ use std::sync::Arc;
 use apimachinery::codec;
 use apimachinery::field::FieldError;
 use apimachinery::status::Status;
-use apimachinery::{defaults, meta, patch, validate};
+use apimachinery::{meta, patch, validate};
 use http::{Response, StatusCode};
 use serde_json::Value;
 
 use super::write::{self, ATTEMPTS_MAX, Lost};
 use super::{Context, manage, warn};
-use crate::Body;
 use crate::admission::{self, Operation};
 use crate::negotiate;
 use crate::object::Object;
 use crate::strategy::{self, Part};
+use crate::{Body, crds};
 
 /// Replaces an object, or the part of it that a subresource covers.
 pub async fn update(cx: &Context, body: Body, part: Part) -> Result<Response<Body>, Status> {
@@ -38,6 +38,7 @@ pub async fn update(cx: &Context, body: Body, part: Part) -> Result<Response<Bod
     }
     let given = asked_version(&value)?;
     let object = modify(cx, part, given, dry_run, |_| Ok(value.clone())).await?;
+    crds::settle(cx, &object).await;
     let mut response = cx.object(StatusCode::OK, &object, output);
     warn(&mut response, &decoded.warnings);
     Ok(response)
@@ -75,6 +76,7 @@ pub async fn patch(cx: &Context, body: Body, part: Part) -> Result<Response<Body
         Ok(value)
     })
     .await?;
+    crds::settle(cx, &object).await;
     let mut response = cx.object(StatusCode::OK, &object, output);
     warn(&mut response, &warnings);
     Ok(response)
@@ -110,11 +112,11 @@ fn apply(cx: &Context, patch: &Patch, current: &Value) -> Result<(Value, Vec<Str
     let applied = match patch {
         Patch::Json(ops) => patch::json_patch(&mut value, ops),
         Patch::Merge(diff) => patch::merge_patch(&mut value, diff),
-        Patch::Strategic(diff) => patch::strategic_merge(&cx.cluster.table, &info.gvk, &mut value, diff),
+        Patch::Strategic(diff) => patch::strategic_merge(&cx.types(), &info.gvk, &mut value, diff),
     };
     applied.map_err(|e| e.to_status())?;
     let validation = write::validation(cx)?;
-    let decoded = codec::decode_value(&cx.cluster.table, &info.gvk, value, validation).map_err(|e| e.to_status())?;
+    let decoded = codec::decode_value(&cx.types(), &info.gvk, value, validation).map_err(|e| e.to_status())?;
     let mut value = decoded.value;
     write::agree_on_namespace(cx, &mut value)?;
     if meta::name(&value) != cx.target.name {
@@ -168,7 +170,7 @@ pub async fn modify_tracked(
         let sent = manage::take(&mut new);
         strategy::prepare_update(&cx.served, part, &current, &mut new)
             .map_err(|why| Status::conflict(&resource, name, &why))?;
-        defaults::apply(&cx.served.info.gvk, &mut new);
+        cx.served.default(&mut new);
         match (part, tracking) {
             // The server's own changes belong to nobody.
             (Part::Internal, _) => manage::put(&mut new, current["metadata"].get("managedFields").cloned()),
@@ -193,7 +195,7 @@ pub async fn modify_tracked(
             }
             let claims = admission::claims(cx, Some(&current), None);
             write::remove(&cx.cluster, &cx.served, &old, claims).await?.map(|rv| {
-                let encoded = crate::object::Encoded::new(&cx.served.to_storage(&new), cx.served.resource.fields);
+                let encoded = cx.served.encode(&new);
                 Object::new(encoded, rv)
             })
         } else {
@@ -218,7 +220,7 @@ pub async fn modify_tracked(
 fn check_update(cx: &Context, new: &Value, old: &Value) -> Vec<FieldError> {
     let gvk = &cx.served.info.gvk;
     if cx.served.info.custom {
-        validate::custom(&cx.cluster.table, gvk, new, Some(old))
+        validate::custom(&cx.types(), gvk, new, Some(old))
     } else {
         validate::update(gvk, new, old)
     }

@@ -16,10 +16,11 @@ use tokio::time::Instant;
 
 use super::list::{check_not_future, parse_rv};
 use super::{Context, Filter};
-use crate::cluster::{Cluster, Served};
+use crate::cluster::Cluster;
 use crate::negotiate::{As, Media, Output};
 use crate::object::Object;
 use crate::registry::{Event, EventKind, Next, Start, scan};
+use crate::served::Served;
 use crate::{Body, BoxError, respond};
 
 /// Time between bookmarks.
@@ -78,7 +79,7 @@ pub fn watch(cx: &Context) -> Result<Response<Body>, Status> {
         let view = cx.cluster.registry.view(&resource);
         let objects: Vec<_> = if with_state {
             scan(&view.objects, &filter.namespace, None)
-                .filter(|(_, o)| filter.matches(o.header()))
+                .filter(|(_, o)| filter.matches(o))
                 .map(|(_, o)| o.clone())
                 .collect()
         } else {
@@ -181,6 +182,7 @@ impl Watcher {
                 }
                 () = tokio::time::sleep_until(wake) => self.timer(&mut out),
                 () = self.cluster.shutdown.wait() => self.done = true,
+                () = self.served.retired.wait() => self.done = true,
             }
         }
         Some(out.into())
@@ -246,8 +248,8 @@ impl Watcher {
     }
 
     fn event(&mut self, event: &Event, out: &mut Vec<u8>) {
-        let before = event.previous.as_ref().is_some_and(|o| self.filter.matches(o.header()));
-        let after = event.kind != EventKind::Deleted && self.filter.matches(event.object.header());
+        let before = event.previous.as_ref().is_some_and(|o| self.filter.matches(o));
+        let after = event.kind != EventKind::Deleted && self.filter.matches(&event.object);
         match (before, after) {
             (false, false) => {}
             (false, true) => self.frame("ADDED", &event.object, out),
@@ -262,6 +264,7 @@ impl Watcher {
     fn frame(&mut self, kind: &str, object: &Arc<Object>, out: &mut Vec<u8>) {
         match (self.output.shape, self.output.media) {
             (As::Object, Media::Json) if self.served.shares_storage_version() => {
+                let object = self.served.shown(object);
                 json_frame(kind, |out| object.write_json(out), out);
             }
             (As::Partial(version), Media::Json) => json_frame(kind, |out| object.write_partial(version, out), out),

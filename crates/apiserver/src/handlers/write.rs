@@ -13,12 +13,13 @@ use serde_json::{Map, Value};
 use store::{Check, Op};
 
 use super::Context;
-use crate::Body;
 use crate::admission::Claims;
-use crate::cluster::{Cluster, Served};
+use crate::cluster::Cluster;
 use crate::negotiate::{self, Media};
-use crate::object::{Encoded, Object};
+use crate::object::Object;
 use crate::seal::Sealer;
+use crate::served::Served;
+use crate::{Body, crds};
 
 /// Longest accepted body, as upstream's.
 pub const BODY_BYTES_MAX: usize = codec::BODY_BYTES_MAX;
@@ -91,7 +92,7 @@ pub fn validation(cx: &Context) -> Result<Validation, Status> {
 
 /// Decodes a body as an object of `gvk`.
 pub fn decode(cx: &Context, gvk: &Gvk, bytes: &[u8]) -> Result<Decoded, Status> {
-    codec::decode(&cx.cluster.table, gvk, media(cx)?, bytes, validation(cx)?).map_err(|e| e.to_status())
+    codec::decode(&cx.types(), gvk, media(cx)?, bytes, validation(cx)?).map_err(|e| e.to_status())
 }
 
 /// Makes the body's namespace agree with the path's.
@@ -139,8 +140,7 @@ pub async fn put(
     claims: Claims,
     commit: bool,
 ) -> Result<Result<Arc<Object>, Lost>, Status> {
-    let stored = served.to_storage(value);
-    let encoded = Encoded::new(&stored, served.resource.fields);
+    let encoded = served.encode(value);
     if let Some(old) = old
         && old.encoded.bytes == encoded.bytes
         && claims.is_empty()
@@ -149,6 +149,15 @@ pub async fn put(
     }
     if !commit {
         return Ok(Ok(Object::new(encoded, old.map_or(0, |o| o.rv))));
+    }
+    // An instance must not come to be after the last one was deleted with its definition.
+    let mut gate = None;
+    if let Some(custom) = served.custom.as_ref().filter(|_| old.is_none()) {
+        let open = custom.gate.read().await;
+        if *open {
+            return Err(crds::refused(served, "create"));
+        }
+        gate = Some(open);
     }
     let key = served
         .resource
@@ -165,7 +174,9 @@ pub async fn put(
     };
     let mut ops = vec![Op::put(key.clone(), value).with(Arc::new(encoded.clone()))];
     claims.add_to(&mut checks, &mut ops);
-    match cluster.keyspace.txn(checks, ops).await {
+    let written = cluster.keyspace.txn(checks, ops).await;
+    drop(gate);
+    match written {
         Ok(rv) => Ok(Ok(Object::new(encoded, rv))),
         Err(error) => lost(error, &key).map(Err),
     }

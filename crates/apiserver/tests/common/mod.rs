@@ -109,6 +109,20 @@ pub async fn call(
     )
 }
 
+/// As [`call`], of a body that is asked for in one form only.
+pub async fn call_accept(service: &LocalService, method: &str, path: &str, accept: &str) -> (u16, Value) {
+    let request = Request::builder()
+        .method(Method::from_bytes(method.as_bytes()).unwrap())
+        .uri(path)
+        .header("accept", accept)
+        .body(body(""))
+        .unwrap();
+    let response = service.clone().oneshot(request).await.unwrap();
+    let code = response.status().as_u16();
+    let bytes = response.into_body().collect().await.unwrap().to_bytes();
+    (code, serde_json::from_slice(&bytes).unwrap_or(Value::Null))
+}
+
 pub struct Watch {
     body: Body,
     buffer: Vec<u8>,
@@ -128,6 +142,14 @@ impl Watch {
             self.buffer
                 .extend_from_slice(&frame.expect("the watch goes on").unwrap().into_data().unwrap());
         }
+    }
+
+    /// Reads on until the stream ends; whether it does so in time.
+    pub async fn ended(&mut self) -> bool {
+        let rest = async { while self.body.frame().await.is_some() {} };
+        tokio::time::timeout(std::time::Duration::from_secs(10), rest)
+            .await
+            .is_ok()
     }
 
     pub async fn brief(&mut self) -> String {

@@ -3,13 +3,13 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use jiff::Timestamp;
-use serde_json::{Map, Number, Value};
+use serde_json::{Map, Value};
 
 use super::super::scalar;
 use super::super::wire::{self, Data};
 use super::{ProtoError, from_protobuf};
 use crate::gvk::Gvk;
-use crate::table::{Field, Ty, TypeDef, TypeTable};
+use crate::table::{Field, SchemaOr, Ty, TypeDef, TypeId, TypeTable};
 
 /// Deepest nesting of messages.
 const DEPTH_MAX: usize = 64;
@@ -115,7 +115,7 @@ fn value(table: &TypeTable, ty: &Ty, data: Data<'_>, depth: usize) -> Result<Opt
         (Ty::Bool, Data::Varint(n)) => (n != 0).into(),
         (Ty::Int32, Data::Varint(n)) => (n as i32).into(),
         (Ty::Int64, Data::Varint(n)) => (n as i64).into(),
-        (Ty::Double, Data::Fixed64(n)) => Number::from_f64(f64::from_bits(n)).map_or(Value::Null, Value::Number),
+        (Ty::Double, Data::Fixed64(n)) => scalar::double(f64::from_bits(n)),
         (Ty::Quantity, Data::Bytes(b)) => {
             let inner = sub(b, 1).map_err(malformed)?.unwrap_or(b"0");
             let parsed = scalar::from_text(&Ty::Quantity, &text(inner).map_err(malformed)?);
@@ -177,6 +177,11 @@ fn value(table: &TypeTable, ty: &Ty, data: Data<'_>, depth: usize) -> Result<Opt
             }
             Value::Array(list)
         }
+        (Ty::Json, Data::Bytes(b)) => match sub(b, 1).map_err(malformed)? {
+            Some(raw) if !raw.is_empty() => serde_json::from_slice(raw).map_err(|_| malformed("is not JSON"))?,
+            _ => Value::Null,
+        },
+        (Ty::SchemaOr(or, schema), Data::Bytes(b)) => schema_or(table, *or, *schema, b, depth + 1)?,
         (Ty::Object(id), Data::Bytes(b)) => {
             let mut inner = Object::new();
             read(table, table.ty(*id), None, b, &mut inner, depth + 1)?;
@@ -184,6 +189,35 @@ fn value(table: &TypeTable, ty: &Ty, data: Data<'_>, depth: usize) -> Result<Opt
         }
         _ => return Ok(None),
     }))
+}
+
+/// A schema (field 1, of the boolean form 2), or what stands in its place.
+fn schema_or(table: &TypeTable, or: SchemaOr, id: TypeId, bytes: &[u8], depth: usize) -> Result<Value, ProtoError> {
+    let malformed = |why| ProtoError::Malformed {
+        at: "JSONSchemaProps".into(),
+        why,
+    };
+    let schema = |b: &[u8]| -> Result<Value, ProtoError> {
+        let mut inner = Object::new();
+        read(table, table.ty(id), None, b, &mut inner, depth)?;
+        Ok(Value::Object(inner))
+    };
+    let (mut allows, mut single, mut many) = (false, None, Vec::new());
+    for field in wire::fields(bytes) {
+        match (or, field.map_err(malformed)?) {
+            (SchemaOr::Bool, (1, Data::Varint(n))) => allows = n != 0,
+            (SchemaOr::Bool, (2, Data::Bytes(b))) | (_, (1, Data::Bytes(b))) => single = Some(schema(b)?),
+            (SchemaOr::Array, (2, Data::Bytes(b))) => many.push(schema(b)?),
+            (SchemaOr::Strings, (2, Data::Bytes(b))) => many.push(text(b).map_err(malformed)?.into()),
+            _ => {}
+        }
+    }
+    Ok(match (or, single, many.is_empty()) {
+        (_, _, false) => Value::Array(many),
+        (_, Some(schema), _) => schema,
+        (SchemaOr::Bool, None, _) => Value::Bool(allows),
+        _ => Value::Null,
+    })
 }
 
 /// The last bytes field of that number.

@@ -10,7 +10,7 @@ use super::super::scalar;
 use super::super::wire;
 use super::{ProtoError, to_protobuf};
 use crate::gvk::Gvk;
-use crate::table::{Field, Ty, TypeDef, TypeTable};
+use crate::table::{Field, SchemaOr, Ty, TypeDef, TypeTable};
 
 /// Encoded fields by number; repeated ones are already together.
 type Parts = BTreeMap<u32, Vec<u8>>;
@@ -131,6 +131,34 @@ fn one(table: &TypeTable, out: &mut Vec<u8>, number: u32, ty: &Ty, value: &Value
             wire::put_bytes(out, number, &inner);
         }
         Ty::Object(id) => wire::put_bytes(out, number, &message(table, table.ty(*id), value)?),
+        Ty::Json => {
+            let mut inner = Vec::new();
+            wire::put_bytes(&mut inner, 1, value.to_string().as_bytes());
+            wire::put_bytes(out, number, &inner);
+        }
+        Ty::SchemaOr(or, schema) => {
+            let def = table.ty(*schema);
+            let mut inner = Vec::new();
+            match (or, value) {
+                (SchemaOr::Bool, Value::Bool(allows)) => wire::put_uint(&mut inner, 1, u64::from(*allows)),
+                (SchemaOr::Bool, value) => {
+                    wire::put_uint(&mut inner, 1, 1);
+                    wire::put_bytes(&mut inner, 2, &message(table, def, value)?);
+                }
+                (SchemaOr::Array, Value::Array(items)) => {
+                    for item in items {
+                        wire::put_bytes(&mut inner, 2, &message(table, def, item)?);
+                    }
+                }
+                (SchemaOr::Strings, Value::Array(items)) => {
+                    for item in items {
+                        wire::put_bytes(&mut inner, 2, item.as_str().ok_or(None)?.as_bytes());
+                    }
+                }
+                (_, value) => wire::put_bytes(&mut inner, 1, &message(table, def, value)?),
+            }
+            wire::put_bytes(out, number, &inner);
+        }
         Ty::Duration | Ty::Any | Ty::List(_) | Ty::Map(_) => return Err(None),
     }
     Ok(())
