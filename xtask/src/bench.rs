@@ -2,9 +2,7 @@
 
 use anyhow::{Result, bail};
 
-use crate::{dist, sh};
-
-const TARGET: &str = "x86_64-unknown-linux-gnu";
+use crate::{dist, setup, sh};
 
 pub fn run(args: &[String]) -> Result<()> {
     match args.split_first() {
@@ -15,39 +13,17 @@ pub fn run(args: &[String]) -> Result<()> {
 
 /// The plug-in as it is shipped, against a static program with the same netlink calls and the distribution's plug-ins.
 fn cni(args: &[String]) -> Result<()> {
-    let own = dist::small_cni()?;
-    let build = [
-        "build",
-        "-p",
-        "cni",
-        "--bin",
-        "bare",
-        "--features",
-        "bare",
-        "--profile",
-        "small",
-        "--locked",
-    ];
-    sh::run_in(
-        &sh::root(),
-        "cargo",
-        &[&build[..], &["--target", TARGET, "--target-dir", "target/static"]].concat(),
-        &[("RUSTFLAGS", "-C target-feature=+crt-static -C relocation-model=static")],
-    )?;
-    let bare = sh::root().join("target/static").join(TARGET).join("small/bare");
-    let (own, bare) = (own.to_string_lossy(), bare.to_string_lossy());
-    let mut run = vec![
-        "run",
-        "-q",
-        "-p",
-        "cni",
-        "--example",
-        "bench",
-        "--locked",
-        "--",
-        &own,
-        &bare,
-    ];
-    run.extend(args.iter().map(String::as_str));
-    sh::run("cargo", &run)
+    let plugins = sh::step("containernetworking-plugins", || {
+        setup::debian(&["containernetworking-plugins"])
+    })?;
+    let tables = sh::step("iptables", setup::iptables)?;
+    let own = dist::small_cni(&["--bins", "--features", "bench"])?;
+    let mut run: Vec<String> = [own.clone(), plugins.join("usr/lib/cni")]
+        .iter()
+        .chain(&tables)
+        .map(|p| p.to_string_lossy().into_owned())
+        .collect();
+    run.extend(args.iter().cloned());
+    let run: Vec<&str> = run.iter().map(String::as_str).collect();
+    sh::run(&own.join("bench-cni").to_string_lossy(), &run)
 }

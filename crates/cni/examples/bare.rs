@@ -2,8 +2,16 @@
 //! For `cargo xtask bench cni`; everything it needs stands in its arguments, nothing is checked or remembered.
 //!
 //!     bare add transparent|bridge NETNS LINK ADDRESS NUMBER | bare del transparent|bridge LINK ADDRESS NUMBER
+//!
+//! `bare memory PROGRAM` runs a program and prints the kB it needed: a process starts with its parent's, so only a small
+//! parent can tell.
 
-use std::{net::IpAddr, os::fd::AsFd, path::Path};
+use std::{
+    net::IpAddr,
+    os::fd::AsFd,
+    path::Path,
+    process::{Command, Stdio},
+};
 
 use ipnet::{IpNet, Ipv4Net};
 use linux::{
@@ -22,7 +30,18 @@ fn main() -> Outcome {
     match args[..] {
         ["add", mode, netns, link, address, number] => add(mode, netns, link, address.parse()?, number.parse()?),
         ["del", mode, link, address, number] => del(mode, link, address.parse()?, number.parse()?),
+        ["memory", program] => memory(program),
         _ => Err("unknown arguments".into()),
+    }
+}
+
+fn memory(program: &str) -> Outcome {
+    let status = Command::new(program).stdout(Stdio::null()).status()?;
+    println!("{}", cni::children_kb_max());
+    if status.success() {
+        Ok(())
+    } else {
+        Err("it failed".into())
     }
 }
 
@@ -85,6 +104,7 @@ fn add(mode: &str, path: &str, link: &str, address: IpAddr, number: u16) -> Outc
         Request::add_address(&own),
         Request::add_neighbour(&neighbour(inner, gateway, mac)),
         Request::add_route(&RouteEntry::via_gateway(Ipv4Net::default(), inner, gateway)),
+        Request::settle(inner),
     ])?;
     let change = Request::change_link(outer).alias("bare");
     let mut outside = vec![match bridge {
@@ -97,6 +117,7 @@ fn add(mode: &str, path: &str, link: &str, address: IpAddr, number: u16) -> Outc
             proxy_arp: Some(true),
         }),
     }];
+    outside.extend([outer].into_iter().chain(bridge).map(Request::settle));
     let at = bridge.unwrap_or(outer);
     outside.push(Request::add_neighbour(&neighbour(at, address, pod_mac(number))));
     outside.push(Request::add_route(&RouteEntry::via_link(IpNet::from(address), at)));

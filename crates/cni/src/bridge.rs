@@ -269,7 +269,7 @@ fn gateway(plan: &Plan) -> Result<Ipv4Addr, KernelError> {
 ///
 /// # Errors
 /// The caller rolls back with [`crate::links::detach`]; the bridge stays.
-pub fn attach(ends: &mut Ends<'_>, prepared: Prepared, plan: &Plan, bridge: &Bridge) -> Result<Attached, KernelError> {
+pub fn attach(ends: &mut Ends, prepared: Prepared, plan: &Plan, bridge: &Bridge) -> Result<Attached, KernelError> {
     let name = plan.owner.key.link_name();
     let gateway = gateway(plan)?;
     let at = ensure(&mut ends.host, bridge, plan)?;
@@ -311,6 +311,7 @@ pub fn attach(ends: &mut Ends<'_>, prepared: Prepared, plan: &Plan, bridge: &Bri
         inner,
         gateway,
     )));
+    inside.push(Request::settle(inner));
     ends.pod
         .run_all(&inside)
         .map_err(doing(format!("configuring {} in the pod", plan.ifname)))?;
@@ -421,7 +422,7 @@ pub fn sweep(alive: &BTreeSet<Mac>) -> Result<(), KernelError> {
 
 /// Compares the kernel with what [`attach`] would make; the first difference is the error.
 pub fn check(
-    ends: &mut Ends<'_>,
+    ends: &mut Ends,
     owner: &Owner,
     ifname: &str,
     addresses: &[Ipv4Addr],

@@ -21,3 +21,7 @@ pub mod store;
 mod sys;
 pub mod transparent;
 pub mod wire;
+
+pub use sys::Arena;
+#[cfg(feature = "bench")]
+pub use sys::children_kb_max;

@@ -142,23 +142,14 @@ pub struct Attached {
     pub gateway: Ipv4Addr,
 }
 
-/// Both ends of an attachment: a socket in the machine's namespace and one in the pod's.
-pub struct Ends<'a> {
-    pub ns: &'a NetNs,
+/// Both ends of an attachment: the pod's namespace, and a socket in the machine's namespace and in the pod's.
+pub struct Ends {
+    pub ns: NetNs,
     pub host: Route,
     pub pod: Route,
 }
 
-impl<'a> Ends<'a> {
-    /// `home` is this process's own namespace.
-    pub fn open(ns: &'a NetNs, home: &NetNs) -> Result<Self, KernelError> {
-        Ok(Self {
-            ns,
-            host: Route::open().map_err(doing("opening the host's namespace"))?,
-            pod: Route::visit(ns, home).map_err(doing("opening the pod's namespace"))?,
-        })
-    }
-
+impl Ends {
     /// What has to happen in the pod before its link is made.
     ///
     /// # Errors

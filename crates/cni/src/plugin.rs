@@ -142,18 +142,23 @@ impl Call<'_> {
         Some(Bridge::of(self.conf.bridge.as_deref(), master, tunnel))
     }
 
-    /// The pod's namespace and this process's own, which must differ.
-    fn namespaces(&self) -> Result<(NetNs, NetNs), Failure> {
+    /// The pod's namespace, which must not be this process's own, and a socket in each of both.
+    fn ends(&self) -> Result<Ends, Failure> {
         let path = self.netns_path();
         let ns = netns::open(path).map_err(|e| Failure::from_error(code::NETNS, &e))?;
-        let own = NetNs::current().map_err(|e| Failure::from_error(code::NETNS, &e))?;
+        let host = RouteSocket::open().map_err(|e| kernel(&doing("opening the host's namespace")(e)))?;
+        let own = host
+            .netns()
+            .or_else(|_| NetNs::current())
+            .map_err(|e| Failure::from_error(code::NETNS, &e))?;
         if ns.is_same(&own) {
             return Err(Failure::new(
                 code::NETNS,
                 format!("{} is the plug-in's own network namespace", path.display()),
             ));
         }
-        Ok((ns, own))
+        let pod = RouteSocket::visit(&ns, &own).map_err(|e| kernel(&doing("opening the pod's namespace")(e)))?;
+        Ok(Ends { ns, host, pod })
     }
 
     fn netns_path(&self) -> &Path {
@@ -204,8 +209,7 @@ impl Call<'_> {
             ));
         }
         let attachment = self.attachment()?;
-        let (ns, own) = self.namespaces()?;
-        let mut ends = Ends::open(&ns, &own).map_err(|e| kernel(&e))?;
+        let mut ends = self.ends()?;
         // Before IPAM: an interface that exists belongs to a living pod, whose address must not be given back below.
         let prepared = ends
             .prepare(&attachment.container_id, &attachment.ifname)
@@ -227,7 +231,7 @@ impl Call<'_> {
     fn attach(
         &self,
         attachment: &Attachment,
-        ends: &mut Ends<'_>,
+        ends: &mut Ends,
         prepared: Prepared,
         leased: Leased,
     ) -> Result<CniResult, Failure> {
@@ -321,8 +325,7 @@ impl Call<'_> {
     fn check(&self) -> Result<(), Failure> {
         let attachment = self.attachment()?;
         let previous = self.prev_result()?;
-        let (ns, own) = self.namespaces()?;
-        let mut ends = Ends::open(&ns, &own).map_err(|e| kernel(&e))?;
+        let mut ends = self.ends()?;
         let owner = self.owner(attachment);
         let differs = |what: &str, expected: &str| {
             Failure::new(

@@ -58,9 +58,12 @@ pub struct Life {
 
 impl Life {
     pub fn current() -> Self {
-        let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+        let mut boot_id = [0; 64];
+        let length = File::open("/proc/sys/kernel/random/boot_id")
+            .and_then(|mut f| io::Read::read(&mut f, &mut boot_id))
+            .unwrap_or(0);
         Self {
-            boot_id: boot_id.trim().to_owned(),
+            boot_id: String::from_utf8_lossy(&boot_id[..length]).trim().to_owned(),
             netns_cookie: sys::netns_cookie().unwrap_or(0),
         }
     }

@@ -30,7 +30,7 @@ pub const HOST_MAC: Mac = [0xaa; 6];
 ///
 /// # Errors
 /// The caller rolls back with [`crate::links::detach`]; nothing else is left.
-pub fn attach(ends: &mut Ends<'_>, prepared: Prepared, plan: &Plan) -> Result<Attached, KernelError> {
+pub fn attach(ends: &mut Ends, prepared: Prepared, plan: &Plan) -> Result<Attached, KernelError> {
     let name = plan.owner.key.link_name();
     let pod_mac = plan.owner.key.mac();
     let create = Request::create_veth(&Veth {
@@ -63,6 +63,7 @@ pub fn attach(ends: &mut Ends<'_>, prepared: Prepared, plan: &Plan) -> Result<At
         inner,
         GATEWAY,
     )));
+    inside.push(Request::settle(inner));
     ends.pod
         .run_all(&inside)
         .map_err(doing(format!("configuring {} in the pod", plan.ifname)))?;
@@ -97,7 +98,7 @@ pub fn attach(ends: &mut Ends<'_>, prepared: Prepared, plan: &Plan) -> Result<At
 }
 
 /// Compares the kernel with what the plan would make; the first difference is the error.
-pub fn check(ends: &mut Ends<'_>, owner: &Owner, ifname: &str, addresses: &[Ipv4Addr]) -> Result<(), KernelError> {
+pub fn check(ends: &mut Ends, owner: &Owner, ifname: &str, addresses: &[Ipv4Addr]) -> Result<(), KernelError> {
     let name = owner.key.link_name();
     let Ends { host, pod, .. } = ends;
     let reading = || "reading the kernel's tables".to_owned();

@@ -123,7 +123,7 @@ pub(crate) struct Frame<'a> {
 }
 
 pub(crate) struct Socket {
-    inner: netlink_sys::Socket,
+    pub(crate) inner: netlink_sys::Socket,
     sequence: u32,
     buffer: Vec<u8>,
 }

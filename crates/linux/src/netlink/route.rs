@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use super::types::{Address, BridgePort, Forwarding, Link, Neighbour, RouteEntry, RoutingRule};
 use super::wire::{self, NLMSG_ERROR, fra, ifa, ifla, nda, rta, rtm};
 use super::{Attributes, Error, Frame, Request, Socket, attributes, error_of, u16_at, u32_at};
-use crate::netns::NetNs;
+use crate::netns::{self, NetNs};
 
 /// Requests per datagram: their acknowledgements must fit the default receive buffer.
 const BATCH: usize = 64;
@@ -44,6 +44,11 @@ impl Route {
         ns.visit(home, Self::open).map_err(|e| Error::Open {
             source: io::Error::other(e),
         })?
+    }
+
+    /// The namespace this socket lives in.
+    pub fn netns(&self) -> Result<NetNs, netns::Error> {
+        NetNs::of_socket(&self.socket.inner)
     }
 
     /// Sends one request and waits for its answer.
@@ -632,7 +637,7 @@ mod tests {
                     for _ in 0..2 {
                         route.run(Request::add_rule(&rule)).unwrap();
                     }
-                    assert_eq!(found(&mut route), [rule.clone()]);
+                    assert_eq!(found(&mut route), std::slice::from_ref(&rule));
                     for _ in 0..2 {
                         route.run(Request::delete_rule(&rule)).unwrap();
                     }

@@ -57,6 +57,15 @@ impl NetNs {
         open(Path::new("/proc/thread-self/ns/net"))
     }
 
+    /// The namespace a socket lives in, without a walk through `/proc`.
+    pub fn of_socket(socket: impl AsFd) -> Result<Self, Error> {
+        let path = PathBuf::from("(a socket's)");
+        match sys::of_socket(socket.as_fd()) {
+            Ok(fd) => Ok(Self { file: fd.into(), path }),
+            Err(e) => Err(Error::Open { path, source: e.into() }),
+        }
+    }
+
     pub fn path(&self) -> &Path {
         &self.path
     }
