@@ -9,10 +9,12 @@
 //! The engine does not cache values: readers keep what they need (the API server holds every object). It keeps one
 //! number per key, the modification revision that checks compare.
 //!
-//! Engines: [`LocalEngine`] (fjall, group commit, one fdatasync per batch) and [`ModelEngine`] (in memory,
-//! deterministic, for tests and simulation). `tests/conformance.rs` runs one suite on both.
+//! Engines: [`LocalEngine`] (fjall, group commit, one fdatasync per batch), [`EtcdEngine`] (an etcd that several processes
+//! share) and [`ModelEngine`] (in memory, deterministic, for tests and simulation). `tests/conformance.rs` runs one suite
+//! on all.
 
 mod core;
+mod etcd;
 mod history;
 mod local;
 mod model;
@@ -24,6 +26,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 
+pub use etcd::{ETCD_TXN_OPS_MAX, EtcdConfig, EtcdEngine, EtcdTls};
 pub use history::{Watch, WatchError};
 pub use local::{LocalEngine, LocalStats};
 pub use model::ModelEngine;
@@ -142,6 +145,7 @@ pub struct Entry {
 }
 
 /// Sees every committed transaction of a keyspace, in order, from one thread at a time, before its writer is answered.
+/// Transactions of other processes come without attachments.
 ///
 /// # Assumptions
 /// `committed` is quick (it runs on the engine's committer thread) and never writes to the engine.
@@ -172,6 +176,10 @@ pub enum Error {
     Closed,
     #[error("the store stopped after a failed write; restart to recover the acknowledged state")]
     Poisoned,
+    #[error("etcd did not say whether the transaction happened; read before trying again")]
+    Indeterminate {
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     #[error("{action} the store failed")]
     Io {
         action: &'static str,
@@ -213,7 +221,8 @@ pub trait Keyspace: Send + Sync + 'static {
     /// Commits `ops` at one new revision if every check holds against the state before it.
     ///
     /// # Guarantees
-    /// `Ok` means durable. An `Err` other than [`Error::Closed`] and [`Error::Poisoned`] means nothing was written.
+    /// `Ok` means durable. An `Err` other than [`Error::Closed`], [`Error::Poisoned`] and [`Error::Indeterminate`] means
+    /// nothing was written.
     ///
     /// # Cancel safety
     /// A dropped future may or may not have committed.
@@ -222,6 +231,19 @@ pub trait Keyspace: Send + Sync + 'static {
     fn watch(&self, after: Revision) -> Result<Watch, WatchError>;
     /// Installs the observer of all later transactions, replacing an earlier one.
     fn observe(&self, observer: Arc<dyn Observer>);
+    /// Whether other processes write here, too, so that what this one has seen may be old.
+    fn is_shared(&self) -> bool {
+        false
+    }
+    /// Waits until everything that was committed before the call, by any process, has been observed here. At once where
+    /// only this process writes.
+    async fn sync(&self) -> Result<(), Error> {
+        Ok(())
+    }
+    /// Largest number of operations that one transaction takes here.
+    fn txn_ops_max(&self) -> usize {
+        TXN_OPS_MAX
+    }
 }
 
 fn check_name(name: &str) -> Result<(), Error> {

@@ -1,5 +1,7 @@
 //! One suite that every engine passes, and what only a durable engine promises.
 
+mod etcd;
+
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -147,13 +149,12 @@ async fn keyspaces_are_apart_and_droppable(engine: &dyn Engine) {
 
 async fn limits_are_named(engine: &dyn Engine) {
     let ks = engine.keyspace("limits").unwrap();
-    let ops = (0..store::TXN_OPS_MAX + 1)
-        .map(|i| Op::put(i.to_string(), ""))
-        .collect();
+    let before = ks.revision();
+    let ops = (0..ks.txn_ops_max() + 1).map(|i| Op::put(i.to_string(), "")).collect();
     assert!(matches!(ks.txn(vec![], ops).await, Err(Error::TooLarge { .. })));
     let huge = Op::put("k", Bytes::from(vec![0; store::ENTRY_BYTES_MAX]));
     assert!(matches!(ks.txn(vec![], vec![huge]).await, Err(Error::TooLarge { .. })));
-    assert_eq!(ks.revision(), 0);
+    assert_eq!(ks.revision(), before);
 }
 
 async fn suite(engine: &dyn Engine) {
@@ -180,6 +181,12 @@ async fn local_engine_conforms() {
         stats.txns > 1500 && stats.conflicts >= 2 && stats.syncs <= stats.txns,
         "{stats:?}"
     );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn etcd_engine_conforms() {
+    let etcd = etcd::Etcd::start();
+    suite(&*etcd.engine(1)).await;
 }
 
 /// Opens `dir` once the previous engine of this process has let go of it.
