@@ -24,8 +24,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use reconcile::discovery::Served;
-use reconcile::{Client, Informers, Recorder};
+use reconcile::{Client, Informers, Recorder, ResourceId};
 use stdx::{BackoffPolicy, RealClock, Rng, SharedClock, Shutdown};
+use tokio::sync::watch;
 
 /// Delay between attempts to learn what the server serves.
 const DISCOVERY_RETRY: BackoffPolicy = BackoffPolicy::doubling(Duration::from_millis(50), Duration::from_secs(5));
@@ -66,12 +67,17 @@ pub(crate) struct Context {
     pub config: Arc<ControllerConfig>,
     /// The event writer; each controller records under its own name.
     pub recorder: Recorder,
-    /// What the server serves, with verbs.
-    pub served: Arc<Vec<Served>>,
+    /// What the server serves, with verbs; changes with the CustomResourceDefinitions.
+    pub discovery: watch::Receiver<Arc<Vec<Served>>>,
     pub shutdown: Shutdown,
 }
 
 impl Context {
+    /// What the server serves now.
+    fn served(&self) -> Arc<Vec<Served>> {
+        self.discovery.borrow().clone()
+    }
+
     fn now(&self) -> k8s_openapi::jiff::Timestamp {
         apimachinery::time::now(&*self.config.clock)
     }
@@ -92,14 +98,18 @@ pub async fn run_all(client: Client, informers: Informers, config: ControllerCon
     let plurals: HashSet<&str> = served.iter().map(|s| s.resource.plural.as_str()).collect();
     let has = |all: &[&str]| all.iter().all(|plural| plurals.contains(plural));
     let mut tasks = tokio::task::JoinSet::new();
+    let (sender, discovery) = watch::channel(Arc::new(served.clone()));
     let context = Context {
         client,
         informers,
         config: Arc::new(config),
         recorder,
-        served: Arc::new(served.clone()),
+        discovery,
         shutdown: shutdown.clone(),
     };
+    if has(&["customresourcedefinitions"]) {
+        tasks.spawn(follow_discovery(context.clone(), sender));
+    }
     if has(&["replicasets", "pods"]) {
         tasks.spawn(replicaset::run(context.clone()));
         if has(&["deployments"]) {
@@ -151,6 +161,33 @@ pub async fn run_all(client: Client, informers: Informers, config: ControllerCon
         if let Err(error) = ended {
             tracing::error!(%error, "a controller ended by panic");
         }
+    }
+}
+
+/// Asks anew what is served whenever a definition changed.
+async fn follow_discovery(context: Context, served: watch::Sender<Arc<Vec<Served>>>) {
+    let definitions = context.informers.get_dynamic(ResourceId {
+        group: "apiextensions.k8s.io".into(),
+        version: "v1".into(),
+        plural: "customresourcedefinitions".into(),
+        kind: "CustomResourceDefinition".into(),
+        namespaced: false,
+    });
+    let changed = Arc::new(tokio::sync::Notify::new());
+    let notify = changed.clone();
+    definitions.on_change(move |_| notify.notify_one());
+    // Many changes at once are asked about once; a definition is served before its change is seen here.
+    while context.shutdown.or_stop(changed.notified()).await.is_some() {
+        let Some(now) = discover(&context.client, &context.shutdown).await else {
+            return;
+        };
+        served.send_if_modified(|before| {
+            let new = **before != now;
+            if new {
+                *before = Arc::new(now);
+            }
+            new
+        });
     }
 }
 

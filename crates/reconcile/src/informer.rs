@@ -34,6 +34,8 @@ struct Inner {
 struct Cache {
     store: Arc<Store>,
     synced: watch::Receiver<u64>,
+    /// Ends the reflector.
+    shutdown: Shutdown,
     /// Made at the first subscription: most informers are only asked by handlers.
     keys: OnceLock<broadcast::Sender<Key>>,
 }
@@ -103,6 +105,18 @@ impl Informers {
         }
     }
 
+    /// Ends the informer of a whole resource that is not served any more, whoever uses it. Its handlers are told that every
+    /// object left is gone; its store is empty from then on. The next use of the resource begins anew.
+    pub fn close(&self, resource: &ResourceId) {
+        let key = (resource.clone(), Selection::default());
+        let Some(cache) = self.inner.caches.lock().remove(&key) else {
+            return;
+        };
+        // The reflector drops its handlers when it notices, so they are told before.
+        cache.store.replace(Vec::new());
+        cache.shutdown.trigger();
+    }
+
     fn start(&self, resource: ResourceId, selection: Selection) -> Arc<Cache> {
         let store = Arc::new(Store::default());
         let (synced, synced_rx) = watch::channel(0);
@@ -114,11 +128,11 @@ impl Informers {
             store: store.clone(),
             synced,
         };
-        self.inner
-            .tasks
-            .spawn(name, reflector.run(self.inner.tasks.shutdown().clone()));
+        let shutdown = self.inner.tasks.shutdown().child();
+        self.inner.tasks.spawn(name, reflector.run(shutdown.clone()));
         Arc::new(Cache {
             store,
+            shutdown,
             synced: synced_rx,
             keys: OnceLock::new(),
         })

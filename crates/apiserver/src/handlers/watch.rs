@@ -182,7 +182,14 @@ impl Watcher {
                 }
                 () = tokio::time::sleep_until(wake) => self.timer(&mut out),
                 () = self.cluster.shutdown.wait() => self.done = true,
-                () = self.served.retired.wait() => self.done = true,
+                () = self.served.retired.wait() => {
+                    // What happened until then is still told: the last deletions of a kind that goes.
+                    let mut before = None;
+                    while !self.done && before.replace(self.cursor) != Some(self.cursor) {
+                        self.events(&mut out);
+                    }
+                    self.done = true;
+                }
             }
         }
         Some(out.into())

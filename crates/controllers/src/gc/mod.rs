@@ -7,14 +7,14 @@
 pub mod plan;
 
 use std::collections::HashMap;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use k8s_openapi::jiff::Timestamp;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use reconcile::error::Optional;
 use reconcile::{
-    Change, DeleteParams, Entry, Error, Header, Informer, Informers, Key, Owner, Patch, Queue, Requeue, ResourceId,
-    run_controller,
+    Change, DeleteParams, Entry, Error, Header, Informer, Key, Owner, Patch, Queue, Requeue, ResourceId, run_controller,
 };
 use serde::Deserialize;
 use serde_json::json;
@@ -48,12 +48,14 @@ impl std::fmt::Display for Item {
 struct Watched {
     resource: ResourceId,
     objects: Informer<serde_json::Value>,
+    /// Not served any more: its objects went with it.
+    gone: AtomicBool,
 }
 
 struct Controller {
     context: Context,
-    /// Set once, before any handler may need it.
-    kinds: OnceLock<Vec<Watched>>,
+    /// All kinds that were ever served, so that an index keeps its meaning.
+    kinds: RwLock<Arc<Vec<Arc<Watched>>>>,
     queue: Queue<Item>,
     /// Owners the server said do not exist, with the time of asking.
     absent: Mutex<HashMap<String, Timestamp>>,
@@ -76,22 +78,19 @@ struct LiveMeta {
 }
 
 pub(crate) async fn run(context: Context) {
-    let watched: Vec<Watched> = watchable(&context)
-        .map(|resource| Watched {
-            objects: open(&context.informers, &resource),
-            resource,
-        })
-        .collect();
     let shutdown = context.shutdown.clone();
+    let mut discovery = context.discovery.clone();
     let this = Arc::new(Controller {
         context,
-        kinds: OnceLock::new(),
+        kinds: RwLock::default(),
         queue: Queue::new(),
         absent: Mutex::default(),
     });
-    let kinds = this.kinds.get_or_init(|| watched);
+    discovery.mark_unchanged();
+    this.follow();
+    let kinds = this.kinds();
     let synced = async {
-        for kind in kinds {
+        for kind in kinds.iter() {
             kind.objects.wait_synced().await;
         }
     };
@@ -99,31 +98,39 @@ pub(crate) async fn run(context: Context) {
         return;
     }
     // Handlers come after the first sync: before it, every owner of a kind not yet listed would look absent.
-    for (index, kind) in kinds.iter().enumerate() {
-        let weak = Arc::downgrade(&this);
-        kind.objects.on_change(move |change| {
-            if let Some(this) = weak.upgrade() {
-                this.changed(KindIndex(index), change);
-            }
-        });
+    for index in 0..kinds.len() {
+        this.handle(KindIndex(index));
     }
+    let changes = {
+        let (this, shutdown) = (this.clone(), shutdown.clone());
+        async move {
+            while let Some(Ok(())) = shutdown.or_stop(discovery.changed()).await {
+                for index in this.follow() {
+                    // A kind that is not listed yet is asked about live, so its handlers may come when it is.
+                    let this = this.clone();
+                    let task = async move {
+                        this.kinds()[index.0].objects.wait_synced().await;
+                        this.handle(index);
+                    };
+                    tokio::spawn(shutdown.or_stop(task));
+                }
+            }
+        }
+    };
     let queue = this.queue.clone();
     let work = move |item| {
         let this = this.clone();
         async move { this.reconcile(item).await }
     };
-    run_controller(NAME, queue, WORKERS, work, shutdown).await;
+    tokio::join!(changes, run_controller(NAME, queue, WORKERS, work, shutdown));
 }
 
-fn watchable(context: &Context) -> impl Iterator<Item = ResourceId> {
+fn watchable(context: &Context) -> Vec<ResourceId> {
     let usable = |s: &&reconcile::discovery::Served| {
         ["list", "watch", "delete"].iter().all(|verb| s.can(verb)) && !IGNORED.contains(&s.resource.plural.as_str())
     };
-    context.served.iter().filter(usable).map(|s| s.resource.clone())
-}
-
-fn open(informers: &Informers, resource: &ResourceId) -> Informer<serde_json::Value> {
-    informers.get_dynamic(resource.clone())
+    let served = context.served();
+    served.iter().filter(usable).map(|s| s.resource.clone()).collect()
 }
 
 fn has_finalizer(header: &Header, name: &str) -> bool {
@@ -136,8 +143,54 @@ fn is_waiting(header: &Header) -> bool {
 }
 
 impl Controller {
-    fn kinds(&self) -> &[Watched] {
-        self.kinds.get().map_or(&[], Vec::as_slice)
+    fn kinds(&self) -> Arc<Vec<Arc<Watched>>> {
+        self.kinds.read().clone()
+    }
+
+    /// Opens what is new and closes what is gone. Returns the new kinds, which have no handlers yet.
+    fn follow(&self) -> Vec<KindIndex> {
+        let served = watchable(&self.context);
+        let mut all = Vec::clone(&self.kinds());
+        for kind in all.iter().filter(|k| !served.contains(&k.resource)) {
+            if !kind.gone.swap(true, Ordering::Relaxed) {
+                self.context.informers.close(&kind.resource);
+            }
+        }
+        let mut new = Vec::new();
+        for resource in served {
+            let known = all.iter().position(|k| k.resource == resource);
+            if known.is_some_and(|i| !all[i].gone.load(Ordering::Relaxed)) {
+                continue;
+            }
+            let watched = Arc::new(Watched {
+                objects: self.context.informers.get_dynamic(resource.clone()),
+                resource,
+                gone: AtomicBool::new(false),
+            });
+            match known {
+                // Back again: the index stays.
+                Some(index) => {
+                    all[index] = watched;
+                    new.push(KindIndex(index));
+                }
+                None => {
+                    all.push(watched);
+                    new.push(KindIndex(all.len() - 1));
+                }
+            }
+        }
+        *self.kinds.write() = Arc::new(all);
+        new
+    }
+
+    /// Follows the objects of a kind.
+    fn handle(self: &Arc<Self>, kind: KindIndex) {
+        let weak = Arc::downgrade(self);
+        self.kinds()[kind.0].objects.on_change(move |change| {
+            if let Some(this) = weak.upgrade() {
+                this.changed(kind, change);
+            }
+        });
     }
 
     /// Queues what a change may have made due. Runs on an informer's task: looks up, queues, returns.
@@ -197,7 +250,7 @@ impl Controller {
     }
 
     fn dependents(&self, uid: &str) -> Vec<(KindIndex, Arc<Entry>)> {
-        let of_kind = |(i, k): (usize, &Watched)| {
+        let of_kind = |(i, k): (usize, &Arc<Watched>)| {
             k.objects
                 .store()
                 .by_owner(uid)
@@ -213,7 +266,7 @@ impl Controller {
         // Any version of the kind will do: the uid decides.
         self.kinds()
             .iter()
-            .position(|k| k.resource.kind == owner.kind && k.resource.group == group)
+            .position(|k| k.resource.kind == owner.kind && k.resource.group == group && !k.gone.load(Ordering::Relaxed))
             .map(KindIndex)
     }
 
@@ -223,7 +276,7 @@ impl Controller {
     }
 
     async fn reconcile(&self, item: Item) -> Result<Requeue, Error> {
-        let watched = &self.kinds()[item.kind.0];
+        let watched = &*self.kinds()[item.kind.0].clone();
         let Some(entry) = watched.objects.store().get(&item.key) else {
             return Ok(Requeue::Done);
         };
@@ -290,17 +343,16 @@ impl Controller {
             return Ok(OwnerState::Absent);
         }
         let (group, version) = apimachinery::meta::split_api_version(&owner.api_version);
-        let served = self
-            .context
-            .served
-            .iter()
-            .find(|s| s.resource.kind == owner.kind && s.resource.group == group);
-        let Some(served) = served else {
+        let named = |r: &ResourceId| r.kind == owner.kind && r.group == group;
+        let served = self.context.served().iter().map(|s| s.resource.clone()).find(named);
+        // A kind that was served once went with all its objects: the server says so.
+        let known = || self.kinds().iter().map(|k| k.resource.clone()).find(named);
+        let Some(resource) = served.or_else(known) else {
             // A kind this server does not know: nobody can say it is gone, so its dependents stay.
             tracing::debug!(kind = owner.kind, group, version, "owner of a kind that is not served");
             return Ok(OwnerState::Solid);
         };
-        if served.resource.namespaced && namespace.is_empty() {
+        if resource.namespaced && namespace.is_empty() {
             // A cluster-scoped object cannot have an owner in a namespace: the reference is wrong, not the owner gone.
             tracing::warn!(
                 kind = owner.kind,
@@ -309,7 +361,7 @@ impl Controller {
             );
             return Ok(OwnerState::Solid);
         }
-        let path = served.resource.path(Some(namespace), Some(&owner.name), None);
+        let path = resource.path(Some(namespace), Some(&owner.name), None);
         let live: Option<Live> = self
             .context
             .client

@@ -24,8 +24,6 @@ const FINALIZER: &str = "kubernetes";
 struct Controller {
     context: Context,
     namespaces: Informer<Namespace>,
-    /// Namespaced resources that can be listed and deleted; pods last, so that their controllers are gone by then.
-    content: Vec<(ResourceId, bool)>,
 }
 
 /// The part of an object that matters here.
@@ -49,17 +47,9 @@ struct ItemMeta {
 }
 
 pub(crate) async fn run(context: Context) {
-    let mut content: Vec<(ResourceId, bool)> = context
-        .served
-        .iter()
-        .filter(|s| s.resource.namespaced && s.can("list") && s.can("delete"))
-        .map(|s| (s.resource.clone(), s.can("deletecollection")))
-        .collect();
-    content.sort_by_key(|(resource, _)| (resource.plural == "pods", resource.plural == "events"));
     let queue = Queue::new();
     let this = Arc::new(Controller {
         namespaces: context.informers.get(),
-        content,
         context,
     });
     let sink = queue.clone();
@@ -80,6 +70,20 @@ pub(crate) async fn run(context: Context) {
 }
 
 impl Controller {
+    /// Namespaced resources that can be listed and deleted, and whether by collection; pods last, so that their controllers
+    /// are gone by then.
+    fn content(&self) -> Vec<(ResourceId, bool)> {
+        let mut content: Vec<(ResourceId, bool)> = self
+            .context
+            .served()
+            .iter()
+            .filter(|s| s.resource.namespaced && s.can("list") && s.can("delete"))
+            .map(|s| (s.resource.clone(), s.can("deletecollection")))
+            .collect();
+        content.sort_by_key(|(resource, _)| (resource.plural == "pods", resource.plural == "events"));
+        content
+    }
+
     async fn reconcile(&self, key: Key) -> Result<Requeue, Error> {
         // The live object: acting on a namespace that was just made again under its old name would be fatal.
         let Some(namespace) = self.context.client.get_opt::<Namespace>(None, &key.name).await? else {
@@ -98,10 +102,12 @@ impl Controller {
         }
         let mut leftovers = Vec::new();
         let mut failure = None;
-        for (resource, by_collection) in &self.content {
+        for (resource, by_collection) in &self.content() {
             match self.empty(resource, *by_collection, &key.name).await {
                 Ok(left) if left.count > 0 => leftovers.push(left),
                 Ok(_) => {}
+                // A kind whose definition went meanwhile took its objects with it.
+                Err(error) if error.is_not_found() => {}
                 // One kind that cannot be emptied must not keep the others.
                 Err(error) => failure = failure.or(Some(error)),
             }

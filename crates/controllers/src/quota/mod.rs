@@ -43,7 +43,7 @@ pub(crate) async fn run(context: Context) {
             sink.add(change.key().clone());
         }
     });
-    for served in context.served.iter() {
+    for served in context.served().iter() {
         let watchable = served.resource.namespaced && served.can("list") && served.can("watch");
         if !watchable || served.resource.plural == "events" {
             continue;
@@ -125,7 +125,8 @@ impl Controller {
 
     /// The objects of a kind in the namespace; where only their number matters, that many nulls.
     async fn objects(&self, namespace: &str, group: &str, plural: &str) -> Result<Vec<Value>, Error> {
-        let served = self.context.served.iter().find(|s| {
+        let all = self.context.served();
+        let served = all.iter().find(|s| {
             s.resource.group == group && s.resource.plural == plural && s.resource.namespaced && s.can("list")
         });
         let Some(served) = served else {
