@@ -24,7 +24,11 @@ async fn post(w: &World, path: &str, value: Value) -> Result<Value, Error> {
 }
 
 async fn delete(w: &World, path: &str) {
-    let _: Value = w.client.request::<_, ()>(http::Method::DELETE, path, None).await.unwrap();
+    let _: Value = w
+        .client
+        .request::<_, ()>(http::Method::DELETE, path, None)
+        .await
+        .unwrap();
 }
 
 async fn gone(w: &World, path: &str) {
