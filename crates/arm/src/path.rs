@@ -444,7 +444,7 @@ mod tests {
     fn what_is_not_served_is_named() {
         let e = parse(&format!("{G}/providers/Microsoft.Storage/storageAccounts/a")).unwrap_err();
         assert_eq!(e.code, "InvalidResourceNamespace");
-        let e = parse(&format!("{G}/providers/Microsoft.Network/natGateways/a")).unwrap_err();
+        let e = parse(&format!("{G}/providers/Microsoft.Network/azureFirewalls/a")).unwrap_err();
         assert_eq!(e.code, "InvalidResourceType");
         assert!(e.message.contains("virtualNetworks/subnets"), "{e}");
         assert_eq!(parse("/nothing/here").unwrap_err().status, 404);

@@ -77,6 +77,9 @@ fn clean_properties(kind: &ResourceType, p: &mut Map<String, Value>) {
             p.remove(f);
         }
     }
+    for f in read_only_public(kind.path) {
+        p.remove(*f);
+    }
     for (child, array, flat) in children(kind) {
         for e in p
             .get_mut(array)
@@ -87,6 +90,26 @@ fn clean_properties(kind: &ResourceType, p: &mut Map<String, Value>) {
         {
             clean_element(child, flat, e);
         }
+    }
+}
+
+/// What others' references show at public addresses, NAT gateways, and parts of load balancers.
+fn read_only_public(path: &[&str]) -> &'static [&'static str] {
+    match path {
+        ["publicIPAddresses"] => &["ipConfiguration", "natGateway", "ipAddress"],
+        ["publicIPPrefixes"] => &["ipPrefix", "publicIPAddresses", "loadBalancerFrontendIpConfiguration"],
+        ["natGateways"] => &["subnets"],
+        ["loadBalancers", "frontendIPConfigurations"] => &["loadBalancingRules", "inboundNatRules", "outboundRules"],
+        ["loadBalancers", "backendAddressPools"] => &[
+            "backendIPConfigurations",
+            "loadBalancingRules",
+            "outboundRules",
+            "outboundRule",
+            "inboundNatRules",
+        ],
+        ["loadBalancers", "probes"] => &["loadBalancingRules"],
+        ["loadBalancers", "inboundNatRules"] => &["backendIPConfiguration"],
+        _ => &[],
     }
 }
 

@@ -433,6 +433,13 @@ async fn check_delete(app: &App, object: &ArmObject) -> Answer<()> {
     if object.kind == "RouteTable" {
         validate::routes::delete_table(object, &app.world().await?)?;
     }
+    match object.kind.as_str() {
+        "PublicIPAddress" => validate::public::delete_address(object, &app.world().await?)?,
+        "PublicIPPrefix" => validate::public::delete_prefix(object, &app.world().await?)?,
+        "NatGateway" => validate::public::delete_gateway(object, &app.world().await?)?,
+        "LoadBalancer" => validate::balancer::delete_balancer(object, &app.world().await?)?,
+        _ => {}
+    }
     if object.kind == "PrivateDnsZone" {
         private_dns::check_delete(object)?;
     }

@@ -95,6 +95,23 @@ const fn zone_child(path: &'static [&'static str], array: &'static str) -> Resou
     }
 }
 
+/// A part of a load balancer. ARM lets clients write pools and inbound NAT rules alone, the others with their load balancer.
+const fn balancer_child(path: &'static [&'static str], array: &'static str, writable: bool) -> ResourceType {
+    ResourceType {
+        provider: "Microsoft.Network",
+        path,
+        storage: Storage::Embedded {
+            plural: "loadbalancers",
+            array,
+            flat: false,
+        },
+        versions: NETWORK,
+        writable,
+        etag: "etag",
+        actions: &[],
+    }
+}
+
 /// Every served type, parents before children.
 pub const TYPES: &[ResourceType] = &[
     ResourceType {
@@ -220,8 +237,37 @@ pub const TYPES: &[ResourceType] = &[
             plural: "loadbalancers",
         },
         versions: NETWORK,
-        // A load balancer of a Service is written by the platform; one without a Service would have no data path yet.
-        writable: false,
+        writable: true,
+        etag: "etag",
+        actions: &[],
+    },
+    balancer_child(
+        &["loadBalancers", "frontendIPConfigurations"],
+        "frontendIPConfigurations",
+        false,
+    ),
+    balancer_child(&["loadBalancers", "backendAddressPools"], "backendAddressPools", true),
+    balancer_child(&["loadBalancers", "loadBalancingRules"], "loadBalancingRules", false),
+    balancer_child(&["loadBalancers", "probes"], "probes", false),
+    balancer_child(&["loadBalancers", "inboundNatRules"], "inboundNatRules", true),
+    balancer_child(&["loadBalancers", "outboundRules"], "outboundRules", false),
+    ResourceType {
+        provider: "Microsoft.Network",
+        path: &["natGateways"],
+        storage: Storage::Object { plural: "natgateways" },
+        versions: NETWORK,
+        writable: true,
+        etag: "etag",
+        actions: &[],
+    },
+    ResourceType {
+        provider: "Microsoft.Network",
+        path: &["publicIPPrefixes"],
+        storage: Storage::Object {
+            plural: "publicipprefixes",
+        },
+        versions: NETWORK,
+        writable: true,
         etag: "etag",
         actions: &[],
     },

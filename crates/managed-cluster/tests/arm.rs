@@ -611,7 +611,7 @@ async fn bad_requests_change_nothing_and_say_why() {
         assert_eq!(got.code(), code, "{path}: {:?}", got.body);
     }
     assert_eq!(
-        w.get("resourceGroups/rg/providers/Microsoft.Network/natGateways/n")
+        w.get("resourceGroups/rg/providers/Microsoft.Network/azureFirewalls/n")
             .await
             .code(),
         "InvalidResourceType"

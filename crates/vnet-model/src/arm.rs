@@ -1,6 +1,8 @@
 //! ARM's bodies of network objects into the model's types, and back. The checks on the way in and the host's plan read the
 //! same.
 
+pub mod balancer;
+
 use serde_json::{Value, json};
 use thiserror::Error;
 

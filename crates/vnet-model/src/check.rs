@@ -19,6 +19,8 @@ use crate::underlay;
 
 mod public;
 
+pub(crate) use public::FIRST_SNAT_PORT;
+
 #[derive(Clone, Debug, Error, PartialEq)]
 pub enum SpecError {
     #[error("instance {instance:?} must be 1 to 20 of a-z, 0-9 and -")]

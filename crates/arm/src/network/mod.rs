@@ -3,8 +3,10 @@
 //! One task decides for the whole platform, from a fresh read of every object, so no address is given twice: reads, plans
 //! ([`plan::plan`]), writes statuses, and waits for the next change. Bursts of changes are one pass.
 
+mod balancer;
 pub mod plan;
 mod private_dns;
+mod public;
 
 use std::{sync::Arc, time::Duration};
 

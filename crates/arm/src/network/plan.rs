@@ -47,10 +47,9 @@ pub struct Write {
 /// Statuses that differ from what is there. Applying them and planning again gives nothing.
 pub fn plan(inputs: &Inputs) -> Vec<Write> {
     let mut out = Vec::new();
-    let plain: [(&'static str, &[ArmObject]); 4] = [
+    let plain: [(&'static str, &[ArmObject]); 3] = [
         ("resourcegroups", &inputs.groups),
         ("virtualnetworks", &inputs.vnets),
-        ("loadbalancers", &inputs.load_balancers),
         ("applicationsecuritygroups", &inputs.application_groups),
     ];
     for (plural, objects) in plain {
@@ -92,12 +91,12 @@ pub fn plan(inputs: &Inputs) -> Vec<Write> {
         push(&mut out, "routetables", table, Ok(properties));
     }
     nics(inputs, &mut out);
-    public_ips(inputs, &mut out);
+    super::public::public(inputs, &mut out);
     out
 }
 
 /// Adds a write if the status would change.
-fn push(out: &mut Vec<Write>, plural: &'static str, o: &ArmObject, result: Result<Value, ArmError>) {
+pub(super) fn push(out: &mut Vec<Write>, plural: &'static str, o: &ArmObject, result: Result<Value, ArmError>) {
     let generation = o.metadata.generation.unwrap_or(0);
     let old = o.status.clone().unwrap_or_default();
     let mut status = ArmStatus {
@@ -206,14 +205,16 @@ fn nics(inputs: &Inputs, out: &mut Vec<Write>) {
             }
         }
     }
+    super::balancer::claim(inputs, &mut pools);
     for nic in inputs.nics.iter().filter(|n| !n.is_deleting()) {
         let result = nic_properties(nic, &mut pools, &mut macs);
         push(out, "networkinterfaces", nic, result);
     }
+    super::balancer::balancers(inputs, &mut pools, out);
 }
 
 /// Home name of the VNet and folded name of the subnet, to who holds what there.
-type Pools = BTreeMap<(String, String), Pool>;
+pub(super) type Pools = BTreeMap<(String, String), Pool>;
 
 fn nic_properties(nic: &ArmObject, pools: &mut Pools, macs: &mut BTreeSet<String>) -> Result<Value, ArmError> {
     let fail = |code: &str, message: String| ArmError {
@@ -294,40 +295,6 @@ fn nic_properties(nic: &ArmObject, pools: &mut Pools, macs: &mut BTreeSet<String
     Ok(json!({"macAddress": mac, "ipConfigurations": configs, "resourceGuid": guid(id)}))
 }
 
-fn public_ips(inputs: &Inputs, out: &mut Vec<Write>) {
-    let address =
-        |o: &ArmObject| -> Option<IpAddr> { o.status.as_ref()?.properties["ipAddress"].as_str()?.parse().ok() };
-    let mut pool = match inputs.pool {
-        // The first addresses are the edge's own, as a subnet's are its router's.
-        Some(IpNet::V4(prefix)) => Some(Pool::subnet("public", prefix)),
-        _ => None,
-    };
-    for o in &inputs.public_ips {
-        if let (Some(IpAddr::V4(a)), Some(pool)) = (address(o), &mut pool)
-            && let Err(e) = pool.claim(o.name(), a)
-        {
-            tracing::error!(address = %a, error = %e, "a public address that was given cannot be held");
-        }
-    }
-    for o in inputs.public_ips.iter().filter(|o| !o.is_deleting()) {
-        let result = match (address(o), &mut pool) {
-            (Some(a), _) => Ok(a),
-            (None, None) => Err("this platform has no pool of public IPv4 addresses".to_owned()),
-            (None, Some(pool)) => match pool.allocate(o.name()) {
-                Ok(a) => Ok(IpAddr::V4(a)),
-                Err(_) => Err(format!("the pool of public addresses {} is used up", pool.prefix())),
-            },
-        };
-        let result = result
-            .map(|a| json!({"ipAddress": a, "publicIPAddressVersion": "IPv4", "resourceGuid": guid(&o.spec.id)}))
-            .map_err(|message| ArmError {
-                code: "PublicIPPoolExhausted".into(),
-                message,
-            });
-        push(out, "publicipaddresses", o, result);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use resources::ArmSpec;
@@ -358,7 +325,7 @@ mod tests {
                 "publicipaddresses",
                 ArmSpec {
                     id: format!("/subscriptions/s/{n}/x"),
-                    body: json!({}),
+                    body: json!({"properties": {"publicIPAllocationMethod": "Static"}}),
                 },
             )
         };

@@ -4,9 +4,11 @@
 
 pub mod aks;
 pub mod application_groups;
+pub mod balancer;
 pub mod network;
 pub mod peering;
 pub mod private_dns;
+pub mod public;
 pub mod routes;
 pub mod security;
 
@@ -135,6 +137,13 @@ impl World {
                 ));
             }
         }
+        for lb in &self.load_balancers {
+            let n = balancer::subnet_users(lb, subnet_id);
+            if n > 0 {
+                let name = lb.spec.id.rsplit('/').next().unwrap_or_default();
+                users.push((format!("load balancer '{name}'"), n));
+            }
+        }
         users
     }
 }
@@ -163,12 +172,21 @@ pub fn resource(kind: &ResourceType, id: &ArmId, body: &Value, old: Option<&ArmO
     tags(body)?;
     name(kind, id)?;
     match kind.path {
-        ["virtualNetworks"] => network::vnet(id, body, old, world),
         ["privateDnsZones"] => private_dns::zone(id, body, world),
+        ["virtualNetworks"] => {
+            public::subnets(id, body, world)?;
+            network::vnet(id, body, old, world)
+        }
         ["routeTables"] => routes::table(body),
         ["networkSecurityGroups"] => security::group(body, world),
-        ["networkInterfaces"] => network::nic(id, body, old, world),
-        ["publicIPAddresses"] => network::public_ip(body),
+        ["networkInterfaces"] => {
+            network::nic(id, body, old, world)?;
+            public::interface(id, body, world)
+        }
+        ["publicIPAddresses"] => public::address(id, body, old, world),
+        ["publicIPPrefixes"] => public::prefix(body, old),
+        ["natGateways"] => public::gateway(id, body, world),
+        ["loadBalancers"] => balancer::balancer(id, body, old, world),
         ["managedClusters"] => aks::cluster(id, body, old, world),
         _ => Ok(()),
     }

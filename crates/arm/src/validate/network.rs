@@ -249,33 +249,6 @@ pub fn room(subnet: &str, prefix: &IpNet, used: u64, wanted: u64, what: &str) ->
     Err(Fault::bad_request("SubnetIsFull", message))
 }
 
-/// A public address: one IPv4 address from the pool.
-pub fn public_ip(body: &Value) -> Answer<()> {
-    let p = &body["properties"];
-    if p["publicIPAddressVersion"]
-        .as_str()
-        .is_some_and(|v| v.eq_ignore_ascii_case("IPv6"))
-    {
-        let path = "properties.publicIPAddressVersion";
-        return Err(Fault::field(
-            "UnsupportedProperty",
-            path,
-            "IPv6 is not served; use IPv4",
-        ));
-    }
-    for field in ["publicIPPrefix", "dnsSettings", "natGateway"] {
-        if !p[field].is_null() {
-            let path = format!("properties.{field}");
-            return Err(Fault::field(
-                "UnsupportedProperty",
-                path,
-                "this feature is not served yet; leave it out",
-            ));
-        }
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use resources::ArmSpec;

@@ -9,6 +9,7 @@ mod instances;
 mod machine;
 mod network;
 pub mod plan;
+mod public;
 mod zones;
 
 use std::{path::PathBuf, sync::Arc};

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 use reconcile::{Informer, Kind};
 use resources::{
     LoadBalancer, Machine, ManagedCluster, NatGateway, NetworkInterface, NetworkSecurityGroup, PrivateDnsZone,
-    PublicIPAddress, RouteTable, VirtualNetwork, VirtualNode,
+    PublicIPAddress, PublicIPPrefix, RouteTable, VirtualNetwork, VirtualNode,
 };
 use stdx::Shutdown;
 use tokio::sync::{Notify, watch};
@@ -40,6 +40,7 @@ struct Watched {
     security_groups: Informer<NetworkSecurityGroup>,
     route_tables: Informer<RouteTable>,
     nat_gateways: Informer<NatGateway>,
+    public_ip_prefixes: Informer<PublicIPPrefix>,
     machines: Informer<Machine>,
     virtual_nodes: Informer<VirtualNode>,
     private_zones: Informer<PrivateDnsZone>,
@@ -58,6 +59,7 @@ impl Network {
             security_groups: open(&config, &changed).await,
             route_tables: open(&config, &changed).await,
             nat_gateways: open(&config, &changed).await,
+            public_ip_prefixes: open(&config, &changed).await,
             machines: open(&config, &changed).await,
             virtual_nodes: open(&config, &changed).await,
             private_zones: open(&config, &changed).await,
@@ -132,6 +134,7 @@ async fn apply(config: &AgentConfig, watched: &Watched) -> Result<Applied, Agent
         security_groups: owned(&watched.security_groups),
         route_tables: owned(&watched.route_tables),
         nat_gateways: owned(&watched.nat_gateways),
+        public_ip_prefixes: owned(&watched.public_ip_prefixes),
         machines: owned(&watched.machines),
         virtual_nodes: owned(&watched.virtual_nodes),
         private_zones: owned(&watched.private_zones),

@@ -8,7 +8,7 @@ use std::{
 use ipnet::{IpNet, Ipv4Net};
 use resources::{
     LoadBalancer, Machine, ManagedCluster, NatGateway, NetworkInterface, NetworkSecurityGroup, PrivateDnsZone,
-    PublicIPAddress, RouteTable, VirtualNetwork, VirtualNode, object_name,
+    PublicIPAddress, PublicIPPrefix, RouteTable, VirtualNetwork, VirtualNode, object_name,
     views::{NicAddresses, PeeringView, VnetView, lb_frontends, peerings, subnet_ref},
 };
 use vnet_model::{
@@ -33,6 +33,7 @@ pub struct World {
     pub security_groups: Vec<NetworkSecurityGroup>,
     pub route_tables: Vec<RouteTable>,
     pub nat_gateways: Vec<NatGateway>,
+    pub public_ip_prefixes: Vec<PublicIPPrefix>,
     pub machines: Vec<Machine>,
     pub virtual_nodes: Vec<VirtualNode>,
     pub private_zones: Vec<PrivateDnsZone>,
@@ -131,6 +132,7 @@ pub fn plan(world: &World, instance: &str, edge: &EdgeSpec) -> Plan {
             notes.push(format!("LoadBalancer {}: {reason}", lb.name()));
         }
     }
+    super::public::add(world, &mut vnets, &mut notes);
     let mut edge = edge.clone();
     edge.endpoints = world
         .public_ips
