@@ -14,6 +14,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 
 use crate::admission::ServiceRange;
+use crate::audit::{AuditConfig, Auditor, Log};
 use crate::auth::{Rbac, UserInfo};
 use crate::dialer::Dialer;
 use crate::metrics::Metrics;
@@ -45,6 +46,8 @@ pub struct ClusterConfig {
     pub cert_sans: Vec<String>,
     /// Endpoint of the `kubernetes` service; absent: taken from `server_url` if its host is an address.
     pub advertise: Option<SocketAddr>,
+    /// What is written to an audit log, and where; absent: nothing.
+    pub audit: Option<AuditConfig>,
 }
 
 impl ClusterConfig {
@@ -58,6 +61,7 @@ impl ClusterConfig {
             server_url: server_url.into(),
             cert_sans: Vec::new(),
             advertise: None,
+            audit: None,
         }
     }
 
@@ -110,6 +114,8 @@ pub struct Cluster {
     pub(crate) registry: Arc<Registry>,
     pub(crate) pki: Pki,
     pub(crate) rbac: Rbac,
+    /// What nodes may read because of their pods.
+    pub(crate) graph: auth::graph::Graph,
     pub(crate) metrics: Metrics,
     pub(crate) clock: SharedClock,
     pub(crate) dialer: Arc<dyn Dialer>,
@@ -119,6 +125,7 @@ pub struct Cluster {
     pub(crate) namespaces: Arc<Resource>,
     pub(crate) service_accounts: Arc<Resource>,
     pub(crate) pods: Arc<Resource>,
+    pub(crate) auditor: Option<Auditor>,
     pub(crate) quota_locks: crate::admission::quota::Locks,
     /// Slots of short requests.
     pub(crate) inflight: Semaphore,
@@ -172,7 +179,20 @@ impl Cluster {
             }
             let documents = nonresource::documents(&table);
             let builtin = Arc::new(Api::new(table, &registry, documents));
+            let metrics = Metrics::default();
+            let auditor = match &config.audit {
+                None => None,
+                Some(audit) => Some(Auditor {
+                    policy: audit.policy.clone(),
+                    log: Log::open(audit.log.clone(), metrics.audit.clone()).map_err(|source| Error::Audit {
+                        cluster: config.name.clone(),
+                        path: audit.log.path.clone(),
+                        source,
+                    })?,
+                }),
+            };
             let cluster = Arc::new(Cluster {
+                auditor,
                 service_range,
                 dns_service_ip: config.dns_service_ip,
                 namespaces: registry.resource("", "namespaces"),
@@ -182,7 +202,8 @@ impl Cluster {
                 api: RwLock::new(builtin.clone()),
                 builtin,
                 settled: tokio::sync::watch::Sender::new(0),
-                metrics: Metrics::default(),
+                graph: auth::graph::Graph::new(&registry),
+                metrics,
                 shutdown: Shutdown::new(),
                 inflight: Semaphore::new(INFLIGHT_MAX),
                 quota_locks: Default::default(),

@@ -9,6 +9,7 @@
 //! process, the type table and the store's committer.
 
 mod admission;
+pub mod audit;
 mod auth;
 mod certificates;
 mod cluster;
@@ -89,6 +90,12 @@ pub enum Error {
     },
     #[error("removing {path:?} failed")]
     Io { path: PathBuf, source: std::io::Error },
+    #[error("opening the audit log {path:?} of cluster {cluster:?} failed")]
+    Audit {
+        cluster: String,
+        path: PathBuf,
+        source: std::io::Error,
+    },
     #[error("a task of the API server failed")]
     Task(#[source] tokio::task::JoinError),
 }
@@ -132,6 +139,15 @@ impl ApiServer {
     /// All open clusters by name.
     pub fn clusters(&self) -> Vec<Arc<Cluster>> {
         self.clusters.lock().values().cloned().collect()
+    }
+
+    /// Ends the cluster's watches and listeners and unloads it; what it stored stays, and [`ApiServer::create_cluster`]
+    /// opens it again.
+    pub async fn close_cluster(&self, name: &str) {
+        let _opening = self.opening.lock().await;
+        if let Some(cluster) = self.clusters.lock().remove(name) {
+            cluster.shutdown.trigger();
+        }
     }
 
     /// Ends the cluster's watches and listeners and deletes everything it stored. Succeeds when there is none.

@@ -1,5 +1,7 @@
 //! Counters with upstream's names, one registry per cluster.
 
+use std::sync::Arc;
+
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -40,6 +42,7 @@ pub struct Metrics {
     pub durations: Family<DurationLabels, Histogram>,
     pub inflight: Family<KindLabels, Gauge>,
     pub objects: Family<ResourceLabels, Gauge>,
+    pub audit: Arc<crate::audit::Counters>,
     registry: Registry,
 }
 
@@ -77,7 +80,29 @@ impl Default for Metrics {
             "Stored objects by resource",
             objects.clone(),
         );
+        let audit = Arc::new(crate::audit::Counters::default());
+        registry.register(
+            "apiserver_audit_event",
+            "Audit events written or handed over to be",
+            audit.events.clone(),
+        );
+        registry.register(
+            "apiserver_audit_dropped",
+            "Audit events dropped because the queue was full",
+            audit.dropped.clone(),
+        );
+        registry.register(
+            "apiserver_audit_blocked",
+            "Requests that waited for room in the audit queue",
+            audit.blocked.clone(),
+        );
+        registry.register(
+            "apiserver_audit_error",
+            "Audit events lost because the log could not be written",
+            audit.errors.clone(),
+        );
         Metrics {
+            audit,
             requests,
             durations,
             inflight,

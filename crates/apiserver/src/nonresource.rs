@@ -93,7 +93,7 @@ pub fn handle(
             cluster.api().documents.v3_index(),
         )),
         ["openapi", "v3", rest @ ..] => openapi_v3(&cluster.api().documents, &rest.join("/"), headers),
-        [".well-known", "openid-configuration"] => Ok(respond::json(
+        [".well-known", "openid-configuration"] => Ok(public(respond::json(
             StatusCode::OK,
             &json!({
                 "issuer": ISSUER,
@@ -102,17 +102,24 @@ pub fn handle(
                 "subject_types_supported": ["public"],
                 "id_token_signing_alg_values_supported": ["ES256"],
             }),
-        )),
+        ))),
         ["openid", "v1", "jwks"] => {
             let keys = json!({"keys": [cluster.pki.tokens.jwk()]});
-            Ok(respond::bytes(
+            Ok(public(respond::bytes(
                 StatusCode::OK,
                 "application/jwk-set+json",
                 respond::to_vec(&keys),
-            ))
+            )))
         }
         _ => Err(Status::path_not_found()),
     }
+}
+
+/// Keys change with the cluster only; relying parties may keep them for an hour, as upstream says.
+fn public(mut response: Response<Body>) -> Response<Body> {
+    let value = HeaderValue::from_static("public, max-age=3600");
+    response.headers_mut().insert(http::header::CACHE_CONTROL, value);
+    response
 }
 
 /// What `/version` says.

@@ -8,6 +8,7 @@ use http::header::{CONNECTION, HeaderValue, UPGRADE};
 use http::request::Parts;
 use http::{HeaderMap, Method, Request, Response, StatusCode, Version};
 
+use crate::audit::Trail;
 use crate::auth::{self, Attributes, Decision, MASTERS, UserInfo, tokens};
 use crate::cluster::Cluster;
 use crate::handlers::{Context, connect, create, delete, list, reviews, subresources, update, warn, watch};
@@ -48,10 +49,18 @@ pub async fn handle(cluster: Arc<Cluster>, user: Option<UserInfo>, request: Requ
     let long = matches!(info.verb, "watch") || info.target.as_ref().is_some_and(|t| connect::is_stream(&t.subresource));
     let head = parts.method == Method::HEAD;
     let failed_upgrade_closes = parts.version == Version::HTTP_11 && parts.headers.contains_key(UPGRADE);
+    let attributes = Attributes::of(&info, &query);
+    let version = info.target.as_ref().map_or("", |t| t.version.as_str());
+    let trail = Trail::begin(&cluster, &parts, &attributes, version);
+    let ask = Ask {
+        user,
+        attributes,
+        trail: trail.clone(),
+    };
     let result = if long {
-        serve(&cluster, user, parts, body, &info, query).await
+        serve(&cluster, ask, parts, body, &info, query).await
     } else {
-        bounded(&cluster, &kind, serve(&cluster, user, parts, body, &info, query)).await
+        bounded(&cluster, &kind, serve(&cluster, ask, parts, body, &info, query)).await
     };
     let mut response = result.unwrap_or_else(|status| {
         if status.code() >= 500 {
@@ -71,6 +80,9 @@ pub async fn handle(cluster: Arc<Cluster>, user: Option<UserInfo>, request: Requ
         response
             .headers_mut()
             .insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    if let Some(trail) = trail {
+        response = trail.answered(response, long).await;
     }
     if head {
         *response.body_mut() = respond::full(bytes::Bytes::new());
@@ -137,24 +149,58 @@ fn record(cluster: &Cluster, info: &RequestInfo, code: StatusCode, started: Inst
     }
 }
 
+/// Who asks (if the connection proves it), and for what.
+struct Ask {
+    user: Option<UserInfo>,
+    attributes: Attributes,
+    trail: Option<Arc<Trail>>,
+}
+
+impl Ask {
+    /// Who shows nothing is `system:anonymous`, and RBAC says what that one may; a bad token is refused.
+    fn authenticate(&mut self, cluster: &Cluster, headers: &HeaderMap) -> Result<UserInfo, Status> {
+        let found = authenticate(cluster, self.user.take(), headers);
+        if let (Err(_), Some(trail)) = (&found, &self.trail) {
+            trail.refused();
+        }
+        Ok(found?.unwrap_or_else(UserInfo::anonymous))
+    }
+}
+
 async fn serve(
     cluster: &Arc<Cluster>,
-    user: Option<UserInfo>,
+    mut ask: Ask,
     parts: Parts,
-    body: Body,
+    mut body: Body,
     info: &RequestInfo,
     query: Query,
 ) -> Result<Response<Body>, Status> {
-    let user = authenticate(cluster, user, &parts.headers)?;
     let open = info.target.is_none() && nonresource::is_open(&info.path);
-    let user = match user {
-        Some(user) => impersonate(cluster, user, &parts.headers)?,
-        None if open => UserInfo::anonymous(),
-        None => return Err(Status::unauthorized()),
-    };
-    let attributes = Attributes::of(info, &query);
-    if !open && let Decision::Deny(reason) = auth::authorize(cluster, &user, &attributes) {
-        return Err(auth::forbidden(&user, &attributes, &reason));
+    let user = ask.authenticate(cluster, &parts.headers)?;
+    let Ask { attributes, trail, .. } = ask;
+    if let Some(trail) = &trail {
+        trail.decide(&user, &attributes).await;
+        body = trail.watch_request(body);
+    }
+    let name = user.name.clone();
+    let user = impersonate(cluster, user, &parts.headers)?;
+    if let Some(trail) = &trail
+        && user.name != name
+    {
+        trail.impersonated(&user);
+    }
+    if !open {
+        let decision = auth::authorize(cluster, &user, &attributes);
+        if let Some(trail) = &trail {
+            trail.authorized(&decision);
+        }
+        if let Decision::Deny(reason) = decision {
+            // Who showed nothing is told to, rather than what nobody may.
+            if user.in_group(auth::UNAUTHENTICATED) {
+                return Err(Status::unauthorized());
+            }
+            return Err(auth::forbidden(&user, &attributes, &reason));
+        }
     }
     let Some(target) = info.target.clone() else {
         return nonresource::handle(cluster, &parts.method, &info.path, &query, &parts.headers);

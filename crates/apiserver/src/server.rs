@@ -1,5 +1,6 @@
 //! The listener of one cluster: TLS, HTTP/1.1 and HTTP/2, users from client certificates.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
+use crate::audit::Peer;
 use crate::auth::UserInfo;
 use crate::cluster::Cluster;
 use crate::{BoxError, router};
@@ -41,14 +43,14 @@ pub async fn serve(cluster: Arc<Cluster>, listener: TcpListener) {
             } => accepted,
         };
         match accepted {
-            (Ok(permit), Ok((stream, _))) => {
+            (Ok(permit), Ok((stream, peer))) => {
                 let (cluster, acceptor) = (cluster.clone(), acceptor.clone());
                 tokio::spawn(async move {
                     let shutdown = cluster.shutdown.clone();
                     // Cancel safety: the connection is dropped as a whole.
                     tokio::select! {
                         () = shutdown.wait() => {}
-                        () = connection(cluster, acceptor, stream) => {}
+                        () = connection(cluster, acceptor, stream, peer.ip()) => {}
                     }
                     drop(permit);
                 });
@@ -62,7 +64,7 @@ pub async fn serve(cluster: Arc<Cluster>, listener: TcpListener) {
     }
 }
 
-async fn connection(cluster: Arc<Cluster>, acceptor: TlsAcceptor, stream: TcpStream) {
+async fn connection(cluster: Arc<Cluster>, acceptor: TlsAcceptor, stream: TcpStream, peer: IpAddr) {
     let _ = stream.set_nodelay(true);
     let stream = match tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await {
         Ok(Ok(stream)) => stream,
@@ -81,7 +83,8 @@ async fn connection(cluster: Arc<Cluster>, acceptor: TlsAcceptor, stream: TcpStr
     let service = hyper::service::service_fn(move |request: http::Request<Incoming>| {
         let (cluster, user) = (cluster.clone(), user.clone());
         async move {
-            let request = request.map(|body| body.map_err(|e| Box::new(e) as BoxError).boxed_unsync());
+            let mut request = request.map(|body| body.map_err(|e| Box::new(e) as BoxError).boxed_unsync());
+            request.extensions_mut().insert(Peer(peer));
             Ok::<_, std::convert::Infallible>(router::handle(cluster, user, request).await)
         }
     });

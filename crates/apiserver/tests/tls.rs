@@ -158,6 +158,31 @@ async fn identities_are_checked() {
     let (code, refused) = ask(port, ca, None, get(pods, None)).await.unwrap();
     assert_eq!((code, refused["message"].as_str()), (401, Some("Unauthorized")));
     assert_eq!(ask(port, ca, None, get("/readyz", None)).await.unwrap().0, 200);
+    // Relying parties outside may read the token keys once somebody allows it.
+    let keys = || get("/openid/v1/jwks", None);
+    assert_eq!(ask(port, ca, None, keys()).await.unwrap().0, 401);
+    let rbac = "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings";
+    let binding = json!({"metadata": {"name": "oidc"}, "subjects": [{"kind": "Group", "name": "system:unauthenticated"}],
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole",
+            "name": "system:service-account-issuer-discovery"}});
+    let local = cluster_a.local_service(apiserver::UserInfo::admin("a"));
+    assert_eq!(
+        common::call(&local, "POST", rbac, "application/json", binding.to_string())
+            .await
+            .0,
+        201
+    );
+    let (code, jwks) = ask(port, ca, None, keys()).await.unwrap();
+    assert_eq!((code, jwks["keys"][0]["alg"].as_str()), (200, Some("ES256")), "{jwks}");
+    let (_, discovery) = ask(port, ca, None, get("/.well-known/openid-configuration", None))
+        .await
+        .unwrap();
+    assert!(
+        discovery["jwks_uri"]
+            .as_str()
+            .is_some_and(|u| u.ends_with("/openid/v1/jwks")),
+        "{discovery}"
+    );
     assert_eq!(
         ask(port, ca, None, get("/version", None)).await.unwrap().1["gitVersion"],
         "v1.36.4+oaks"

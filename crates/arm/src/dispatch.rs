@@ -281,6 +281,10 @@ async fn post_action(
             id.resource_group.as_deref().unwrap_or_default(),
         ));
     };
+    if let "start" | "stop" = known {
+        let code = if known == "stop" { "Stopped" } else { "Running" };
+        return resource::power(app, id, kind, code).await;
+    }
     let admin = known == "listClusterAdminCredential";
     let kubeconfig = app.actions.cluster_credentials(&object.spec.id, admin).await;
     let kubeconfig = kubeconfig.map_err(|e| Fault::conflict(&e.code, e.message))?;

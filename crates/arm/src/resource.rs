@@ -282,6 +282,13 @@ fn keep_pools(kind: &ResourceType, mut body: Map<String, Value>, old: Option<&Ar
     let (["managedClusters"], Some(was)) = (kind.path, was) else {
         return body;
     };
+    // Whether a cluster runs is changed by `start` and `stop` only.
+    let power = old
+        .map(|o| o.spec.body["properties"]["powerState"].clone())
+        .filter(|p| !p.is_null());
+    if let (Some(power), Some(properties)) = (power, body.get_mut("properties").and_then(Value::as_object_mut)) {
+        properties.insert("powerState".into(), power);
+    }
     let properties = body.entry("properties").or_insert_with(|| json!({}));
     let Some(properties) = properties.as_object_mut() else {
         return body;
@@ -415,6 +422,39 @@ async fn delete(app: &App, request: &Request, id: &ArmId, kind: &'static Resourc
                     Err(e) => return Err(e.into()),
                 }
             }
+        }
+    }
+    Err(too_busy(id))
+}
+
+/// Asks for a cluster to run or to be stopped; 202, and the operation ends when it does.
+pub(crate) async fn power(app: &App, id: &ArmId, kind: &'static ResourceType, code: &str) -> Answer<Reply> {
+    let plural = kind.storage.plural();
+    for _ in 0..WRITE_ATTEMPTS {
+        let Some(mut object) = app.home.object(plural, &id.to_string()).await? else {
+            return Err(Fault::resource_not_found(
+                &format!("{}/{}", kind.full(), id.name()),
+                id.resource_group.as_deref().unwrap_or_default(),
+            ));
+        };
+        if object.is_deleting() {
+            return Err(being_deleted(id));
+        }
+        object.spec.body["properties"]["powerState"] = json!({"code": code});
+        match app.home.update(plural, object.name(), &object).await {
+            Ok(written) => {
+                let resource = id.to_string();
+                let subject = Subject {
+                    resource: &resource,
+                    verb: "POST",
+                    plural,
+                    object: &written,
+                };
+                let operation = operations::start(app, subject).await?;
+                return Ok(operations::headers(app, Reply::empty(StatusCode::ACCEPTED), &operation));
+            }
+            Err(e) if e.is_conflict() => {}
+            Err(e) => return Err(e.into()),
         }
     }
     Err(too_busy(id))

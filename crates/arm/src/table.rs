@@ -300,7 +300,12 @@ pub const TYPES: &[ResourceType] = &[
         versions: AKS,
         writable: true,
         etag: "eTag",
-        actions: &["listClusterUserCredential", "listClusterAdminCredential"],
+        actions: &[
+            "listClusterUserCredential",
+            "listClusterAdminCredential",
+            "start",
+            "stop",
+        ],
     },
     ResourceType {
         provider: "Microsoft.ContainerService",

@@ -5,6 +5,7 @@
 //! set of controllers per cluster, so there are no leader leases.
 
 pub mod certificates;
+pub mod clusterroles;
 pub mod common;
 pub mod deployment;
 pub mod endpoints;
@@ -152,6 +153,9 @@ pub async fn run_all(client: Client, informers: Informers, config: ControllerCon
         .filter(|_| has(&["certificatesigningrequests"]))
     {
         tasks.spawn(certificates::run(context.clone(), signer));
+    }
+    if has(&["clusterroles"]) {
+        tasks.spawn(clusterroles::run(context.clone()));
     }
     if has(&["resourcequotas"]) {
         tasks.spawn(quota::run(context.clone()));

@@ -71,6 +71,9 @@ pub trait ControlPlanes: Send + Sync + 'static {
     /// Makes the control plane and its controllers run, or finds them running; returns once it answers.
     async fn ensure(&self, spec: &ControlPlaneSpec) -> Result<Endpoint, ControlPlaneError>;
 
+    /// Stops it and keeps its data: [`ControlPlanes::ensure`] brings it back. Fine if it does not run.
+    async fn pause(&self, name: &str) -> Result<(), ControlPlaneError>;
+
     /// Stops it and deletes its data; fine if there is none.
     async fn delete(&self, name: &str) -> Result<(), ControlPlaneError>;
 

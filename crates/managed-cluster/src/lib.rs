@@ -15,6 +15,7 @@ mod credentials;
 mod drain;
 pub mod names;
 mod pool;
+mod power;
 mod reconcile_cluster;
 mod services;
 mod status;

@@ -17,7 +17,7 @@ use crate::{
     NodeIdentity,
     context::{is_of_pool, own},
     drain::{self, Drained},
-    names,
+    names, power,
     reconcile_cluster::{Pass, delete_node, worse},
     status::{self, Progress},
 };
@@ -174,6 +174,17 @@ async fn ensure_node(pass: &Pass<'_>, view: &PoolView, pool_id: &str, index: u32
         pass.context.create(None, &object).await?;
         return Ok(Progress::Working(format!("node {node}: starting its machine")));
     };
+    if !existing.spec.running {
+        power::switch(pass.context, &existing, true).await?;
+        return Ok(Progress::Working(format!("node {node}: switching its machine on")));
+    }
+    if matches!(
+        existing.status.as_ref().map(|s| s.phase.as_str()),
+        Some("Stopped" | "Stopping")
+    ) {
+        // The node object still says Ready from before.
+        return Ok(Progress::Working(format!("node {node}: its machine starts")));
+    }
     if pass
         .hosted
         .1

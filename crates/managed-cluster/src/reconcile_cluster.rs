@@ -19,7 +19,7 @@ use crate::{
     context::{Context, own},
     credentials,
     names::{self, FINALIZER, Ids},
-    pool,
+    pool, power,
     status::{self, Progress},
     teardown, virtual_node,
 };
@@ -129,8 +129,16 @@ pub(crate) async fn reconcile(context: &Context, name: &str) -> Result<Requeue, 
         }
     };
     let ids = Ids::new(&id, &view.node_resource_group);
-    let (progress, pools) = steps(context, &cluster, &id, &view, &ids).await?;
-    let properties = status::cluster(&cluster, &view, &ids, &context.tenant, &pools);
+    let (progress, pools) = if power::is_stopped(&cluster) {
+        let pools = view.pools.iter().map(|p| (p.name.clone(), "Succeeded".to_owned()));
+        (power::stop(context, &cluster, &ids).await?, pools.collect())
+    } else {
+        steps(context, &cluster, &id, &view, &ids).await?
+    };
+    let mut properties = status::cluster(&cluster, &view, &ids, &context.tenant, &pools);
+    if power::is_stopped(&cluster) {
+        status::stopped(&mut properties);
+    }
     write(context, &cluster, progress, properties).await
 }
 

@@ -89,6 +89,15 @@ pub(crate) fn pool(view: &ClusterView, pool: &PoolView) -> Value {
     })
 }
 
+/// Says of a cluster and its pools that they are stopped.
+pub(crate) fn stopped(properties: &mut Value) {
+    let off = json!({"code": "Stopped"});
+    for pool in properties["agentPoolProfiles"].as_array_mut().into_iter().flatten() {
+        pool["powerState"] = off.clone();
+    }
+    properties["powerState"] = off;
+}
+
 /// Read-only properties of a cluster. `pools` are the states of its pools by name.
 pub(crate) fn cluster(
     cluster: &ManagedCluster,

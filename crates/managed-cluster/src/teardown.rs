@@ -103,7 +103,7 @@ async fn stage(context: &Context, cluster: &ManagedCluster) -> Result<Option<Str
 }
 
 /// Asks for the deletion of every object of a kind that belongs to the cluster; returns how many are still there.
-async fn sweep<K: Kind>(context: &Context, namespace: Option<&str>, cluster: &str) -> Result<usize, Error> {
+pub(crate) async fn sweep<K: Kind>(context: &Context, namespace: Option<&str>, cluster: &str) -> Result<usize, Error> {
     let all = context
         .home
         .list::<K>(namespace, &ListParams::labels(format!("{CLUSTER_LABEL}={cluster}")))

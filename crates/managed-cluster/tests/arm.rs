@@ -295,6 +295,85 @@ async fn a_cluster_lives_and_everything_goes_with_it() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stopped_cluster_keeps_what_it_knows_and_comes_back() {
+    let w = World::start(0).await;
+    w.group("rg").await;
+    let cluster = aks("rg", "c1");
+    let got = w.finish(Method::PUT, &cluster, cluster_body(2)).await;
+    assert_eq!(got.state(), "Succeeded", "{:?}", got.body);
+    let name = hosted_name(&w).await;
+    let (hosted, _) = w.platform.control_planes.client_of(&name).unwrap();
+    let kept = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "kept"}, "data": {"k": "v"}});
+    let path = "/api/v1/namespaces/default/configmaps";
+    let _: Value = hosted.request(Method::POST, path, Some(&kept)).await.unwrap();
+
+    let got = w.finish(Method::POST, &format!("{cluster}/stop"), Value::Null).await;
+    assert!(got.status.is_success(), "{:?}", got.body);
+    assert_eq!(w.platform.control_planes.count(), 0, "the control plane is unloaded");
+    let machines = w
+        .platform
+        .home
+        .list::<Machine>(None, &Default::default())
+        .await
+        .unwrap()
+        .items;
+    assert!(machines.len() == 2 && machines.iter().all(|m| !m.spec.running));
+    let shown = w.get(&cluster).await.body;
+    assert_eq!(shown["properties"]["powerState"]["code"], "Stopped");
+    assert_eq!(
+        shown["properties"]["agentPoolProfiles"][0]["powerState"]["code"],
+        "Stopped"
+    );
+    assert_eq!(shown["properties"]["provisioningState"], "Succeeded");
+    // Stopping twice is no error, and a body written back does not start it.
+    let got = w.finish(Method::POST, &format!("{cluster}/stop"), Value::Null).await;
+    assert!(got.status.is_success(), "{:?}", got.body);
+    let got = w.finish(Method::PUT, &cluster, shown).await;
+    assert_eq!(got.state(), "Succeeded", "{:?}", got.body);
+    assert_eq!(w.platform.control_planes.count(), 0);
+
+    let got = w.finish(Method::POST, &format!("{cluster}/start"), Value::Null).await;
+    assert!(got.status.is_success(), "{:?}", got.body);
+    let shown = w.get(&cluster).await.body;
+    assert_eq!(shown["properties"]["powerState"]["code"], "Running");
+    let (hosted, _) = w.platform.control_planes.client_of(&name).unwrap();
+    let again: Value = hosted
+        .request::<_, ()>(Method::GET, &format!("{path}/kept"), None)
+        .await
+        .unwrap();
+    assert_eq!(again["data"]["k"], "v");
+    let machines = w
+        .platform
+        .home
+        .list::<Machine>(None, &Default::default())
+        .await
+        .unwrap()
+        .items;
+    assert!(machines.iter().all(|m| m.spec.running));
+    // A stopped cluster can be deleted.
+    w.finish(Method::POST, &format!("{cluster}/stop"), Value::Null).await;
+    let got = w.finish(Method::DELETE, &cluster, Value::Null).await;
+    assert!(got.status.is_success(), "{:?}", got.body);
+    assert_eq!(
+        w.platform.control_planes.keyspaces(),
+        ["oaks-home"],
+        "nothing of it is left in the store"
+    );
+    w.platform.stop().await;
+}
+
+async fn hosted_name(w: &World) -> String {
+    let all = w
+        .platform
+        .home
+        .list::<resources::ManagedCluster>(None, &Default::default())
+        .await
+        .unwrap()
+        .items;
+    all[0].metadata.name.clone().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn slow_machines_mean_polls_that_all_say_when_to_come_back() {
     let w = World::start(1600).await;
     w.group("rg").await;

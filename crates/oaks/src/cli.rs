@@ -123,6 +123,9 @@ pub struct UpArgs {
     /// Addresses that a service tag stands for in security rules, NAME=PREFIX[,PREFIX...]; may be given several times.
     #[arg(long, env = "OAKS_SERVICE_TAGS", value_delimiter = ';')]
     pub service_tag: Vec<String>,
+    /// Write an audit log per cluster by this policy (`audit.k8s.io/v1`, YAML); `default` for one that shows no secrets.
+    #[arg(long, env = "OAKS_AUDIT_POLICY")]
+    pub audit_policy: Option<String>,
     /// Folder with oaks-init, oaks-runc, azure-vnet and azure-vnet-ipam [default: beside this program].
     #[arg(long, env = "OAKS_LIBEXEC")]
     pub libexec: Option<PathBuf>,
@@ -180,6 +183,8 @@ pub struct Settings {
     /// As configured, without `AzureCloud`.
     pub service_tags: ServiceTags,
     pub libexec: Option<PathBuf>,
+    /// Audit policy in force, as given (`default` or a path) and as read.
+    pub audit_policy: Option<(String, apiserver::audit::Policy)>,
 }
 
 /// The config file: the same names as the flags.
@@ -195,6 +200,7 @@ struct File {
     uplink: Option<String>,
     service_tag: Vec<String>,
     libexec: Option<PathBuf>,
+    audit_policy: Option<String>,
 }
 
 impl Settings {
@@ -237,7 +243,10 @@ impl Settings {
         let given = args.map(|a| &a.service_tag).filter(|t| !t.is_empty());
         let tags = given.unwrap_or(&file.service_tag).iter().map(String::as_str);
         let service_tags = ServiceTags::parse(tags).context("--service-tag")?;
+        let audit_policy = args.and_then(|a| a.audit_policy.clone()).or(file.audit_policy);
+        let audit_policy = audit_policy.map(read_policy).transpose().context("--audit-policy")?;
         Ok(Self {
+            audit_policy,
             service_tags,
             paths: Paths::new(&instance, data.as_deref(), run.as_deref()),
             api_listen: args
@@ -274,9 +283,26 @@ impl Settings {
             format!("--uplink={}", self.uplink),
         ];
         out.extend(self.service_tags.as_texts().map(|t| format!("--service-tag={t}")));
+        out.extend(
+            self.audit_policy
+                .iter()
+                .map(|(given, _)| format!("--audit-policy={given}")),
+        );
         out.extend(self.libexec.iter().map(|l| format!("--libexec={}", l.display())));
         out
     }
+}
+
+/// Reads an audit policy; a path becomes absolute, so that every process of the instance finds it.
+fn read_policy(given: String) -> Result<(String, apiserver::audit::Policy)> {
+    use apiserver::audit::{DEFAULT_POLICY, Policy};
+    if given == "default" {
+        return Ok((given, Policy::parse(DEFAULT_POLICY)?));
+    }
+    let path = absolute(PathBuf::from(given))?;
+    let text = std::fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
+    let policy = Policy::parse(&text).with_context(|| path.display().to_string())?;
+    Ok((path.display().to_string(), policy))
 }
 
 fn absolute(path: PathBuf) -> Result<PathBuf> {

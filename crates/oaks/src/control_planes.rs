@@ -19,6 +19,7 @@ use reconcile::{Client, Informers};
 use stdx::Shutdown;
 use tokio::task::JoinHandle;
 
+use crate::cli::Settings;
 use crate::server::start_controllers;
 
 /// Port of every hosted API server at its own address.
@@ -43,6 +44,7 @@ pub struct HostedControlPlanes {
     api: Arc<ApiServer>,
     home: Client,
     fabric: Arc<vnet::Fabric>,
+    settings: Settings,
     shutdown: Shutdown,
     planes: Mutex<HashMap<String, Plane>>,
     /// One cluster is opened or deleted at a time: opening is quick, and a name must not be opened twice.
@@ -57,11 +59,18 @@ fn failed(name: &str, doing: &str, e: &(dyn std::error::Error + 'static)) -> Con
 }
 
 impl HostedControlPlanes {
-    pub fn new(api: Arc<ApiServer>, home: Client, fabric: Arc<vnet::Fabric>, shutdown: Shutdown) -> Self {
+    pub fn new(
+        api: Arc<ApiServer>,
+        home: Client,
+        fabric: Arc<vnet::Fabric>,
+        settings: Settings,
+        shutdown: Shutdown,
+    ) -> Self {
         Self {
             api,
             home,
             fabric,
+            settings,
             shutdown,
             planes: Mutex::default(),
             changing: tokio::sync::Mutex::default(),
@@ -100,6 +109,7 @@ impl HostedControlPlanes {
             }
         };
         config.cert_sans = spec.sans.clone();
+        config.audit = crate::server::audit_of(&self.settings, &spec.name);
         let cluster = self
             .api
             .create_cluster(config)
@@ -109,7 +119,8 @@ impl HostedControlPlanes {
         let informers = Informers::new(client.clone());
         let shutdown = self.shutdown.child();
         start_controllers(&cluster, &client, &informers, shutdown.clone());
-        tokio::spawn(scheduler::run(client.clone(), informers.clone(), shutdown.clone()));
+        let binder = client.clone().with_user_agent("kube-scheduler");
+        tokio::spawn(scheduler::run(binder, informers.clone(), shutdown.clone()));
         let plane = Plane {
             cluster,
             client,
@@ -190,6 +201,16 @@ impl ControlPlanes for HostedControlPlanes {
         })
     }
 
+    async fn pause(&self, name: &str) -> Result<(), ControlPlaneError> {
+        let _one = self.changing.lock().await;
+        let plane = self.planes.lock().remove(name);
+        if let Some(plane) = plane {
+            plane.end().await;
+        }
+        self.api.close_cluster(name).await;
+        Ok(())
+    }
+
     async fn delete(&self, name: &str) -> Result<(), ControlPlaneError> {
         let _one = self.changing.lock().await;
         let plane = self.planes.lock().remove(name);
@@ -203,10 +224,12 @@ impl ControlPlanes for HostedControlPlanes {
     }
 
     fn client(&self, name: &str) -> Option<(Client, Informers)> {
-        self.planes
-            .lock()
-            .get(name)
-            .map(|p| (p.client.clone(), p.informers.clone()))
+        self.planes.lock().get(name).map(|p| {
+            (
+                p.client.clone().with_user_agent("cloud-controller-manager"),
+                p.informers.clone(),
+            )
+        })
     }
 
     async fn node_certs(&self, name: &str, node: &NodeIdentity) -> Result<NodeCerts, ControlPlaneError> {

@@ -41,6 +41,10 @@ impl Paths {
     pub fn arm_access(&self) -> PathBuf {
         self.data.join("arm.json")
     }
+    /// Audit log of a cluster.
+    pub fn audit_log(&self, cluster: &str) -> PathBuf {
+        self.data.join("log/audit").join(cluster).join("audit.log")
+    }
     pub fn images(&self) -> PathBuf {
         self.data.join("host/images")
     }

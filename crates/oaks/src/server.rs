@@ -3,6 +3,7 @@
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result};
+use apiserver::audit::{AuditConfig, LogConfig};
 use apiserver::{ApiServer, ApiServerConfig, Cluster, ClusterConfig, UserInfo};
 use machines::dial::InwardDialer;
 use reconcile::{Client, Informers};
@@ -73,6 +74,7 @@ pub async fn run(settings: &Settings) -> Result<()> {
         api.clone(),
         client.clone(),
         fabric,
+        settings.clone(),
         shutdown.clone(),
     ));
     let access = serve_arm(settings, &home, &client, &informers, planes.clone(), shutdown.clone()).await?;
@@ -111,7 +113,17 @@ fn home_config(settings: &Settings) -> ClusterConfig {
     config.dns_service_ip = None;
     config.extra_kinds = resources::kind_defs();
     config.cert_sans = vec!["localhost".to_owned(), settings.api_listen.ip().to_string()];
+    config.audit = audit_of(settings, HOME);
     config
+}
+
+/// How a cluster is audited, if it is.
+pub fn audit_of(settings: &Settings, cluster: &str) -> Option<AuditConfig> {
+    let (_, policy) = settings.audit_policy.as_ref()?;
+    Some(AuditConfig {
+        policy: policy.clone(),
+        log: LogConfig::new(settings.paths.audit_log(cluster)),
+    })
 }
 
 /// The built-in controllers of one cluster.
@@ -122,7 +134,7 @@ pub fn start_controllers(cluster: &Arc<Cluster>, client: &Client, informers: &In
         ..Default::default()
     };
     tokio::spawn(controllers::run_all(
-        client.clone(),
+        client.clone().with_user_agent("kube-controller-manager"),
         informers.clone(),
         config,
         shutdown,

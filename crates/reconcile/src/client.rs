@@ -18,6 +18,8 @@ use crate::{ApiStatus, Body, Error, ErrorKind, HttpsConfig, Kind, LocalService, 
 
 /// A call that takes longer has failed. The server's own limit for a request is 60 s.
 const CALL_TIMEOUT: Duration = Duration::from_secs(30);
+/// User agent of those who name none: the server then takes the user's name for the manager of fields.
+const AGENT: http::HeaderValue = http::HeaderValue::from_static("oaks");
 /// Largest answer read into memory: a list of 100,000 pods of 5 KB.
 const ANSWER_BYTES_MAX: usize = 512 << 20;
 
@@ -180,6 +182,7 @@ pub struct Client {
     base: Arc<str>,
     authorization: Option<Arc<http::HeaderValue>>,
     timeout: Duration,
+    agent: http::HeaderValue,
     upgrades: Option<Arc<crate::exec::Upgrades>>,
 }
 
@@ -199,6 +202,7 @@ impl Client {
             base: "".into(),
             authorization: None,
             timeout: CALL_TIMEOUT,
+            agent: AGENT,
             upgrades: None,
         }
     }
@@ -213,8 +217,15 @@ impl Client {
             base: built.base.into(),
             authorization: built.authorization.map(Arc::new),
             timeout: CALL_TIMEOUT,
+            agent: AGENT,
             upgrades: Some(Arc::new(built.upgrades)),
         })
+    }
+
+    /// The same client under another user agent. Its first word is the manager of the fields this client sets.
+    pub fn with_user_agent(mut self, agent: &'static str) -> Self {
+        self.agent = http::HeaderValue::from_static(agent);
+        self
     }
 
     /// The same client with another deadline per call.
@@ -442,7 +453,7 @@ impl Client {
         parts
             .headers
             .entry(header::USER_AGENT)
-            .or_insert(http::HeaderValue::from_static("oaks"));
+            .or_insert_with(|| self.agent.clone());
         if let Some(value) = &self.authorization {
             parts.headers.insert(header::AUTHORIZATION, (**value).clone());
         }

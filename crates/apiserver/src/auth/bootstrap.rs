@@ -1,6 +1,7 @@
 //! What every cluster has from its first moment: namespaces, roles, bindings, the `kubernetes` service.
 //!
-//! Written in one transaction; on reopening only what is missing is added, so an administrator's changes stay.
+//! Written in one transaction; on reopening only what is missing is added, rules and subjects of default roles included, so an
+//! administrator's changes stay.
 
 use std::sync::Arc;
 
@@ -10,6 +11,7 @@ use serde_json::{Value, json};
 use store::{Check, Op};
 
 use super::roles::{RBAC, autoupdate, cluster_bindings, cluster_roles, defaults_label};
+use super::rules_of;
 use crate::admission::{addresses, allocation_keys};
 use crate::cluster::Cluster;
 use crate::handlers::write;
@@ -36,14 +38,22 @@ pub async fn ensure(cluster: &Arc<Cluster>) -> Result<(), store::Error> {
         }
         objects.push((RBAC, "v1", "clusterroles", role));
     }
+    // Several subjects of one binding come one after the other.
+    let mut bindings: Vec<(String, String, Vec<Value>)> = Vec::new();
     for (name, role, subject) in cluster_bindings() {
+        match bindings.iter_mut().find(|(n, ..)| *n == name) {
+            Some((.., subjects)) => subjects.push(subject),
+            None => bindings.push((name, role, vec![subject])),
+        }
+    }
+    for (name, role, subjects) in bindings {
         objects.push((
             RBAC,
             "v1",
             "clusterrolebindings",
             json!({
             "metadata": {"name": name, "labels": defaults_label(), "annotations": autoupdate()},
-            "roleRef": {"apiGroup": RBAC, "kind": "ClusterRole", "name": role}, "subjects": [subject]}),
+            "roleRef": {"apiGroup": RBAC, "kind": "ClusterRole", "name": role}, "subjects": subjects}),
         ));
     }
     let range = cluster.service_range.to_string();
@@ -92,9 +102,16 @@ pub async fn ensure(cluster: &Arc<Cluster>) -> Result<(), store::Error> {
         let (namespace, name) = (meta::namespace(&value).to_owned(), meta::name(&value).to_owned());
         let present = served.resource.get(&namespace, &name);
         if let Some(present) = &present {
-            // The API's own endpoint follows the server; everything else stays as it is.
-            if !matches!(plural, "endpoints" | "endpointslices") || same_content(&present.value(), &value) {
-                continue;
+            // The API's own endpoint follows the server; default roles and bindings gain what they lack; everything else
+            // stays as it is.
+            let old = present.value();
+            match plural {
+                "endpoints" | "endpointslices" if !same_content(&old, &value) => {}
+                "clusterroles" | "clusterrolebindings" => match reconciled(&old, &value) {
+                    Some(new) => value = new,
+                    None => continue,
+                },
+                _ => continue,
             }
         }
         value["apiVersion"] = served.info.api_version().into();
@@ -125,6 +142,42 @@ pub async fn ensure(cluster: &Arc<Cluster>) -> Result<(), store::Error> {
         return Ok(());
     }
     cluster.keyspace.txn(checks, ops).await.map(|_| ())
+}
+
+/// A default role or binding with the rules and subjects that it lacks; `None` if it lacks none, or an administrator said
+/// hands off (`autoupdate: "false"`). Nothing is taken away.
+/// # Source
+/// `pkg/registry/rbac/reconciliation` of Kubernetes 1.36.
+fn reconciled(old: &Value, wanted: &Value) -> Option<Value> {
+    if meta::annotation(old, "rbac.authorization.kubernetes.io/autoupdate") != Some("true") {
+        return None;
+    }
+    let mut new = old.clone();
+    // The rules of an aggregated role are those it selects.
+    let held = rules_of(old);
+    if old["aggregationRule"].is_null() && wanted["aggregationRule"].is_null() {
+        for (rule, value) in rules_of(wanted).iter().zip(wanted["rules"].as_array()?) {
+            if !rule.atoms().iter().all(|atom| held.iter().any(|h| h.covers(atom))) {
+                push(&mut new, "rules", value);
+            }
+        }
+    }
+    for subject in wanted["subjects"].as_array().into_iter().flatten() {
+        let same = |s: &Value| ["kind", "name", "namespace"].iter().all(|k| s[*k] == subject[*k]);
+        if !old["subjects"].as_array().is_some_and(|all| all.iter().any(same)) {
+            push(&mut new, "subjects", subject);
+        }
+    }
+    (new != *old).then_some(new)
+}
+
+fn push(object: &mut Value, list: &str, item: &Value) {
+    if !object[list].is_array() {
+        object[list] = json!([]);
+    }
+    if let Some(list) = object[list].as_array_mut() {
+        list.push(item.clone());
+    }
 }
 
 fn same_content(old: &Value, new: &Value) -> bool {

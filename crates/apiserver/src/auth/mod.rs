@@ -1,9 +1,11 @@
 //! Who asks, and may they.
 //!
-//! Authentication: client certificates of the cluster's CA (CN = user, O = groups) and service account tokens; without
-//! either only health paths answer. Authorization: `system:masters`, then the node authorizer for nodes, then RBAC.
+//! Authentication: client certificates of the cluster's CA (CN = user, O = groups) and service account tokens. Without
+//! either a request is `system:anonymous`: health paths answer, and what RBAC grants `system:unauthenticated` (such as the
+//! discovery of token keys); the rest is 401. Authorization: `system:masters`, then the node authorizer for nodes, then RBAC.
 
 pub mod bootstrap;
+pub mod graph;
 pub mod jwt;
 pub mod node;
 mod rbac;

@@ -1,18 +1,17 @@
 //! The node authorizer and NodeRestriction: a node reads what its own pods need and writes about itself only.
 //!
-//! "Its own" is decided from the pods bound to the node at the moment of the request. There is no reference graph: the
-//! pods of one node are few, and only those whose bytes mention the name are parsed.
+//! "Its own" is what the pods bound to the node name at the moment of the request: see [`super::graph`].
 
 use apimachinery::meta;
 use apimachinery::selector::FieldSelector;
 use apimachinery::status::Status;
 use serde_json::Value;
 
+use super::graph::{Named, node_of};
 use super::{Attributes, Decision, UserInfo};
 use crate::admission::Operation;
 use crate::cluster::Cluster;
 use crate::handlers::Context;
-use crate::object::Object;
 
 /// Namespace of node leases.
 const LEASES: &str = "kube-node-lease";
@@ -79,7 +78,12 @@ pub fn authorize(cluster: &Cluster, user: &UserInfo, a: &Attributes) -> Decision
             Some(pod) if node_of(&pod) == node => allow(),
             _ => deny("a node may only evict its own pods"),
         },
-        ("", "secrets" | "configmaps", "") if reads => {
+        ("", "secrets" | "configmaps" | "persistentvolumeclaims", "") if reads => {
+            let named = match a.resource.as_str() {
+                "secrets" => Named::Secret,
+                "configmaps" => Named::ConfigMap,
+                _ => Named::Claim,
+            };
             let name = if a.name.is_empty() {
                 selected("metadata.name").unwrap_or_default()
             } else {
@@ -88,21 +92,10 @@ pub fn authorize(cluster: &Cluster, user: &UserInfo, a: &Attributes) -> Decision
             if name.is_empty() {
                 return deny("can only read an individual object of this type");
             }
-            if uses(cluster, node, &a.namespace, &name, |pod| {
-                references(pod, &a.resource, &name)
-            }) {
-                allow()
-            } else {
-                Decision::Deny(format!("no relationship found between node '{node}' and this object"))
-            }
+            related(cluster, node, named, &a.namespace, &name)
         }
         ("", "serviceaccounts", "token") if a.verb == "create" => {
-            let same = |pod: &Value| pod["spec"]["serviceAccountName"].as_str().unwrap_or("default") == a.name;
-            if uses(cluster, node, &a.namespace, "", same) {
-                allow()
-            } else {
-                Decision::Deny(format!("no relationship found between node '{node}' and this object"))
-            }
+            related(cluster, node, Named::ServiceAccount, &a.namespace, &a.name)
         }
         ("coordination.k8s.io", "leases", "") => {
             let own = a.namespace == LEASES && (a.name == node || (a.verb == "create" && a.name.is_empty()));
@@ -127,69 +120,12 @@ pub fn authorize(cluster: &Cluster, user: &UserInfo, a: &Attributes) -> Decision
     }
 }
 
-/// The node a pod is bound to.
-fn node_of(pod: &Object) -> &str {
-    pod.header().fields.first().map_or("", |f| f)
-}
-
-/// Whether a pod of the node in the namespace satisfies `test`; pods whose bytes lack `mention` are not looked at.
-fn uses(cluster: &Cluster, node: &str, namespace: &str, mention: &str, test: impl Fn(&Value) -> bool) -> bool {
-    let quoted = format!("\"{mention}\"");
-    let pods = cluster.pods.snapshot();
-    let found = crate::registry::scan(&pods, namespace, None).any(|(_, pod)| {
-        let mentions = mention.is_empty() || pod.encoded.bytes.windows(quoted.len()).any(|w| w == quoted.as_bytes());
-        node_of(pod) == node && mentions && test(&pod.value())
-    });
-    found
-}
-
-/// Whether a pod refers to a secret or config map.
-fn references(pod: &Value, resource: &str, name: &str) -> bool {
-    let secret = resource == "secrets";
-    let spec = &pod["spec"];
-    let is = |v: &Value| v.as_str() == Some(name);
-    let list = |v: &Value| v.as_array().cloned().unwrap_or_default();
-    let pulls = secret && list(&spec["imagePullSecrets"]).iter().any(|s| is(&s["name"]));
-    let containers = ["containers", "initContainers", "ephemeralContainers"]
-        .iter()
-        .flat_map(|k| list(&spec[*k]));
-    let (env_from, key_ref) = if secret {
-        ("secretRef", "secretKeyRef")
+fn related(cluster: &Cluster, node: &str, named: Named, namespace: &str, name: &str) -> Decision {
+    if cluster.graph.reaches(&cluster.registry, node, named, namespace, name) {
+        Decision::Allow(String::new())
     } else {
-        ("configMapRef", "configMapKeyRef")
-    };
-    let in_env = containers.into_iter().any(|c| {
-        list(&c["envFrom"]).iter().any(|e| is(&e[env_from]["name"]))
-            || list(&c["env"]).iter().any(|e| is(&e["valueFrom"][key_ref]["name"]))
-    });
-    let in_volume = list(&spec["volumes"]).iter().any(|v| {
-        let direct = if secret {
-            is(&v["secret"]["secretName"])
-        } else {
-            is(&v["configMap"]["name"])
-        };
-        let kind = if secret { "secret" } else { "configMap" };
-        let projected = list(&v["projected"]["sources"]).iter().any(|s| is(&s[kind]["name"]));
-        let other = secret
-            && [
-                "azureFile",
-                "cephfs",
-                "csi",
-                "flexVolume",
-                "iscsi",
-                "rbd",
-                "scaleIO",
-                "storageos",
-            ]
-            .iter()
-            .any(|k| {
-                is(&v[*k]["secretName"])
-                    || is(&v[*k]["secretRef"]["name"])
-                    || is(&v[*k]["nodePublishSecretRef"]["name"])
-            });
-        direct || projected || other
-    });
-    pulls || in_env || in_volume
+        Decision::Deny(format!("no relationship found between node '{node}' and this object"))
+    }
 }
 
 /// NodeRestriction: what authorization cannot see because it stands in the object.

@@ -513,6 +513,11 @@ pub fn cluster_bindings() -> Vec<(String, String, Value)> {
             group("system:authenticated"),
         ),
         (
+            "system:public-info-viewer".into(),
+            "system:public-info-viewer".into(),
+            group("system:unauthenticated"),
+        ),
+        (
             "system:monitoring".into(),
             "system:monitoring".into(),
             group("system:monitoring"),

@@ -28,6 +28,11 @@ pub async fn handle(cx: &Context, body: Body) -> Result<Response<Body>, Status> 
     let bytes = write::body(body).await?;
     let mut review = write::decode(cx, &cx.served.info.gvk, &bytes)?.value;
     match cx.served.info.plural.as_str() {
+        "tokenreviews" if review["spec"]["token"].as_str().is_none_or(str::is_empty) => {
+            return Err(Status::bad_request(
+                "token is required for TokenReview in authentication",
+            ));
+        }
         "tokenreviews" => token_review(cx, &mut review),
         "selfsubjectreviews" => review["status"] = json!({"userInfo": user_value(&cx.user)}),
         "selfsubjectrulesreviews" => rules_review(cx, &mut review),
@@ -110,10 +115,7 @@ fn access_review(cx: &Context, user: &UserInfo, review: &mut Value) -> Result<()
             namespace: text(resource, "namespace"),
             name: text(resource, "name"),
             path: String::new(),
-            field_selector: resource["fieldSelector"]["rawSelector"]
-                .as_str()
-                .unwrap_or_default()
-                .to_owned(),
+            field_selector: asked_fields(&resource["fieldSelector"])?,
         },
         (false, true) => Attributes {
             verb: text(other, "verb"),
@@ -133,6 +135,33 @@ fn access_review(cx: &Context, user: &UserInfo, review: &mut Value) -> Result<()
         Decision::Deny(reason) => json!({"allowed": false, "reason": reason}),
     };
     Ok(())
+}
+
+/// The field selector of a review: raw, or as requirements, which are written as one.
+fn asked_fields(selector: &Value) -> Result<String, Status> {
+    let raw = selector["rawSelector"].as_str().unwrap_or_default();
+    let requirements = selector["requirements"].as_array().map_or(&[][..], Vec::as_slice);
+    if !raw.is_empty() && !requirements.is_empty() {
+        return Err(Status::bad_request(
+            "spec.resourceAttributes.fieldSelector.rawSelector: Forbidden: may not be specified together with requirements",
+        ));
+    }
+    let mut terms = Vec::new();
+    for requirement in requirements {
+        let key = requirement["key"].as_str().unwrap_or_default();
+        let values = strings(&requirement["values"]);
+        // A field has one value: what cannot be said of it restricts nothing, as upstream ignores it.
+        match (requirement["operator"].as_str(), values.as_slice()) {
+            (Some("In"), [one]) => terms.push(format!("{key}={one}")),
+            (Some("NotIn"), [one]) => terms.push(format!("{key}!={one}")),
+            _ => {}
+        }
+    }
+    Ok(if raw.is_empty() {
+        terms.join(",")
+    } else {
+        raw.to_owned()
+    })
 }
 
 fn rules_review(cx: &Context, review: &mut Value) {

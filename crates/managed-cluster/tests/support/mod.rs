@@ -29,11 +29,22 @@ pub const SECRET: &str = "a-secret-for-tests";
 
 /// Hosts clusters in one API server; they answer in this process only.
 pub struct LocalControlPlanes {
+    engine: Arc<dyn store::Engine>,
     api: Arc<ApiServer>,
     running: Mutex<BTreeMap<String, (Client, Informers)>>,
 }
 
 impl LocalControlPlanes {
+    /// Client and informers of a hosted cluster that runs.
+    pub fn client_of(&self, name: &str) -> Option<(Client, Informers)> {
+        self.client(name)
+    }
+
+    /// Keyspaces in the store, by name.
+    pub fn keyspaces(&self) -> Vec<String> {
+        self.engine.list_keyspaces()
+    }
+
     /// Hosted clusters that run.
     pub fn count(&self) -> usize {
         self.running.lock().unwrap().len()
@@ -74,6 +85,12 @@ impl ControlPlanes for LocalControlPlanes {
             url,
             ca_pem: cluster.ca_pem().to_owned(),
         })
+    }
+
+    async fn pause(&self, name: &str) -> Result<(), ControlPlaneError> {
+        self.running.lock().unwrap().remove(name);
+        self.api.close_cluster(name).await;
+        Ok(())
     }
 
     async fn delete(&self, name: &str) -> Result<(), ControlPlaneError> {
@@ -146,8 +163,9 @@ impl Platform {
     /// Starts on `address` (port 0 for any). Machines become Running, and their nodes Ready, after `boot`.
     pub async fn start(address: SocketAddr, boot: Duration) -> Self {
         let dir = tempfile::tempdir().unwrap();
+        let engine = ModelEngine::new();
         let api = ApiServer::new(ApiServerConfig {
-            engine: ModelEngine::new(),
+            engine: engine.clone(),
             dialer: Arc::new(NoDialer),
             data_dir: dir.path().to_owned(),
             clock: RealClock::shared(),
@@ -158,6 +176,7 @@ impl Platform {
         let home = Client::local(cluster.local_service(UserInfo::admin("platform")));
         let informers = Informers::new(home.clone());
         let control_planes = Arc::new(LocalControlPlanes {
+            engine,
             api,
             running: Mutex::default(),
         });
@@ -269,7 +288,14 @@ async fn machines(
                 } else if !held {
                     let hold = Patch::Merge(json!({"metadata": {"finalizers": [HELD]}}));
                     let _ = home.patch::<Machine>(None, &key.name, &hold, None).await;
-                } else if m.status.is_none() {
+                } else if !m.spec.running {
+                    if m.status.as_ref().is_none_or(|s| s.phase != "Stopped") {
+                        let mut m = m;
+                        m.metadata.resource_version = None;
+                        m.status = Some(MachineStatus { phase: "Stopped".into(), ..Default::default() });
+                        let _ = home.update_status(None, &m).await;
+                    }
+                } else if m.status.as_ref().is_none_or(|s| s.phase == "Stopped") {
                     let (home, planes) = (home.clone(), planes.clone());
                     tokio::spawn(async move {
                         tokio::time::sleep(boot).await;
