@@ -133,7 +133,11 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    pub(crate) async fn open(server: &ApiServerConfig, config: ClusterConfig) -> Result<Arc<Self>, Error> {
+    pub(crate) async fn open(
+        server: &ApiServerConfig,
+        keys_dir: Option<&std::path::Path>,
+        config: ClusterConfig,
+    ) -> Result<Arc<Self>, Error> {
         check_name(&config.name)?;
         let name = config.name.clone();
         let service_range = ServiceRange::parse(&config.service_cidr).ok_or_else(|| Error::InvalidConfig {
@@ -154,6 +158,7 @@ impl Cluster {
         }
         let (engine, clock) = (server.engine.clone(), server.clock.clone());
         let pki_dir: PathBuf = server.data_dir.join(&name).join("pki");
+        let keys_dir = keys_dir.map(|dir| dir.join(&name));
         let dialer = server.dialer.clone();
         // Keys, disk and the first index are blocking work.
         let opened = tokio::task::spawn_blocking(move || {
@@ -161,9 +166,11 @@ impl Cluster {
                 cluster: config.name.clone(),
                 source,
             };
-            let pki = Pki::open(&pki_dir, &config, service_range, &*clock).map_err(|source| Error::Pki {
-                cluster: config.name.clone(),
-                source,
+            let pki = Pki::open(&pki_dir, keys_dir.as_deref(), &config, service_range, &*clock).map_err(|source| {
+                Error::Pki {
+                    cluster: config.name.clone(),
+                    source,
+                }
             })?;
             let keyspace = engine.keyspace(&config.name).map_err(store)?;
             let registry = Registry::open(&*keyspace, &pki.sealer, clock.clone()).map_err(store)?;

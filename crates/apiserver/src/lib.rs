@@ -103,6 +103,8 @@ pub enum Error {
 /// The API servers of all clusters of a process.
 pub struct ApiServer {
     config: ApiServerConfig,
+    /// Where the keys that seal secrets live, a folder per cluster; absent: with the other keys.
+    keys_dir: Option<PathBuf>,
     clusters: Mutex<BTreeMap<String, Arc<Cluster>>>,
     /// Serializes creation and deletion, so that a name is opened once.
     opening: tokio::sync::Mutex<()>,
@@ -110,8 +112,19 @@ pub struct ApiServer {
 
 impl ApiServer {
     pub fn new(config: ApiServerConfig) -> Arc<Self> {
+        Self::build(config, None)
+    }
+
+    /// As [`ApiServer::new`], with the keys that seal secrets below `<keys_dir>/<cluster>` instead of the data directory: who
+    /// copies the one has not the other. A key that still lies in the data directory is moved.
+    pub fn with_keys(config: ApiServerConfig, keys_dir: PathBuf) -> Arc<Self> {
+        Self::build(config, Some(keys_dir))
+    }
+
+    fn build(config: ApiServerConfig, keys_dir: Option<PathBuf>) -> Arc<Self> {
         Arc::new(ApiServer {
             config,
+            keys_dir,
             clusters: Mutex::default(),
             opening: tokio::sync::Mutex::default(),
         })
@@ -127,7 +140,7 @@ impl ApiServer {
             return Ok(open);
         }
         let name = config.name.clone();
-        let cluster = Cluster::open(&self.config, config).await?;
+        let cluster = Cluster::open(&self.config, self.keys_dir.as_deref(), config).await?;
         self.clusters.lock().insert(name, cluster.clone());
         Ok(cluster)
     }
@@ -162,10 +175,14 @@ impl ApiServer {
             source,
         };
         self.config.engine.drop_keyspace(name).await.map_err(store)?;
-        let path = self.config.data_dir.join(name);
-        match tokio::fs::remove_dir_all(&path).await {
-            Err(source) if source.kind() != std::io::ErrorKind::NotFound => Err(Error::Io { path, source }),
-            _ => Ok(()),
+        // The key first: what is left of a deletion that was cut short cannot be read.
+        let keys = self.keys_dir.iter().map(|dir| dir.join(name));
+        for path in keys.chain([self.config.data_dir.join(name)]) {
+            match tokio::fs::remove_dir_all(&path).await {
+                Err(source) if source.kind() != std::io::ErrorKind::NotFound => return Err(Error::Io { path, source }),
+                _ => {}
+            }
         }
+        Ok(())
     }
 }

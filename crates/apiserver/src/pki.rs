@@ -27,6 +27,8 @@ use crate::certificates::{self, RequestError};
 use crate::cluster::ClusterConfig;
 use crate::seal::{SealError, Sealer};
 
+/// File of the key that seals secrets.
+const SEAL_KEY: &str = "secrets.key";
 const CA_TTL: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 const SERVING_TTL: Duration = Duration::from_secs(365 * 24 * 3600);
 /// Certificates are valid from a little earlier, for clients whose clocks are behind.
@@ -85,6 +87,7 @@ impl Pki {
     /// Reads the keys in `dir`, making what is missing, and issues the server's certificates. Blocks.
     pub fn open(
         dir: &Path,
+        keys_dir: Option<&Path>,
         config: &ClusterConfig,
         services: ServiceRange,
         clock: &dyn Clock,
@@ -103,7 +106,18 @@ impl Pki {
             .map_err(io("creating"))?;
         let ca_key = key_file(&dir.join("ca.key"))?;
         let sa_key = key_file(&dir.join("sa.key"))?;
-        let sealer = seal_key(&dir.join("secrets.key"))?;
+        let sealer = match keys_dir {
+            None => seal_key(&dir.join(SEAL_KEY))?,
+            Some(keys) => {
+                fs::DirBuilder::new()
+                    .recursive(true)
+                    .mode(0o700)
+                    .create(keys)
+                    .map_err(io("creating"))?;
+                move_key(&dir.join(SEAL_KEY), &keys.join(SEAL_KEY))?;
+                seal_key(&keys.join(SEAL_KEY))?
+            }
+        };
         let certificate = dir.join("ca.crt");
         let ca_pem = match fs::read_to_string(&certificate) {
             Ok(pem) => pem,
@@ -357,6 +371,20 @@ fn key_file(path: &Path) -> Result<KeyPair, PkiError> {
             source,
         }),
     }
+}
+
+/// Moves a key to where it shall be; nothing if it is there, or nowhere. Written whole before the old one goes.
+fn move_key(from: &Path, to: &Path) -> Result<(), PkiError> {
+    if to.exists() || !from.exists() {
+        return Ok(());
+    }
+    let io = |action, path: &Path| {
+        let path = path.to_owned();
+        move |source| PkiError::Io { action, path, source }
+    };
+    let key = fs::read(from).map_err(io("reading", from))?;
+    write_new(to, &key)?;
+    fs::remove_file(from).map_err(io("removing", from))
 }
 
 /// Reads the key for secrets, or makes it.

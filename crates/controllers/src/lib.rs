@@ -11,6 +11,7 @@ pub mod deployment;
 pub mod endpoints;
 pub mod gc;
 pub mod ipaddress;
+pub mod job;
 pub mod mirroring;
 pub mod namespace;
 pub mod nodelifecycle;
@@ -116,6 +117,9 @@ pub async fn run_all(client: Client, informers: Informers, config: ControllerCon
         if has(&["deployments"]) {
             tasks.spawn(deployment::run(context.clone()));
         }
+    }
+    if has(&["jobs", "pods"]) {
+        tasks.spawn(job::run(context.clone()));
     }
     if has(&["services", "pods", "nodes"]) {
         if has(&["endpointslices"]) {

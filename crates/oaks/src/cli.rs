@@ -126,6 +126,9 @@ pub struct UpArgs {
     /// Write an audit log per cluster by this policy (`audit.k8s.io/v1`, YAML); `default` for one that shows no secrets.
     #[arg(long, env = "OAKS_AUDIT_POLICY")]
     pub audit_policy: Option<String>,
+    /// Folder for the keys that encrypt secrets at rest, outside the data folder [default: with the clusters' other keys].
+    #[arg(long, env = "OAKS_KEYS_DIR")]
+    pub keys_dir: Option<PathBuf>,
     /// Folder with oaks-init, oaks-runc, azure-vnet and azure-vnet-ipam [default: beside this program].
     #[arg(long, env = "OAKS_LIBEXEC")]
     pub libexec: Option<PathBuf>,
@@ -183,6 +186,8 @@ pub struct Settings {
     /// As configured, without `AzureCloud`.
     pub service_tags: ServiceTags,
     pub libexec: Option<PathBuf>,
+    /// Where the keys that seal secrets live, if not with the others.
+    pub keys_dir: Option<PathBuf>,
     /// Audit policy in force, as given (`default` or a path) and as read.
     pub audit_policy: Option<(String, apiserver::audit::Policy)>,
 }
@@ -201,6 +206,7 @@ struct File {
     service_tag: Vec<String>,
     libexec: Option<PathBuf>,
     audit_policy: Option<String>,
+    keys_dir: Option<PathBuf>,
 }
 
 impl Settings {
@@ -247,6 +253,11 @@ impl Settings {
         let audit_policy = audit_policy.map(read_policy).transpose().context("--audit-policy")?;
         Ok(Self {
             audit_policy,
+            keys_dir: args
+                .and_then(|a| a.keys_dir.clone())
+                .or(file.keys_dir)
+                .map(absolute)
+                .transpose()?,
             service_tags,
             paths: Paths::new(&instance, data.as_deref(), run.as_deref()),
             api_listen: args
@@ -288,6 +299,7 @@ impl Settings {
                 .iter()
                 .map(|(given, _)| format!("--audit-policy={given}")),
         );
+        out.extend(self.keys_dir.iter().map(|d| format!("--keys-dir={}", d.display())));
         out.extend(self.libexec.iter().map(|l| format!("--libexec={}", l.display())));
         out
     }

@@ -36,12 +36,16 @@ pub async fn run(settings: &Settings) -> Result<()> {
         .context("opening the store")?;
     let fabric = Arc::new(vnet::Fabric::open(&paths.instance, &paths.run).map_err(chained)?);
     let dialer = Arc::new(PlatformDialer::default());
-    let api = ApiServer::new(ApiServerConfig {
+    let config = ApiServerConfig {
         engine,
         dialer: dialer.clone(),
         data_dir: paths.server().join("clusters"),
         clock: RealClock::shared(),
-    });
+    };
+    let api = match &settings.keys_dir {
+        Some(keys) => ApiServer::with_keys(config, keys.clone()),
+        None => ApiServer::new(config),
+    };
 
     let home = api
         .create_cluster(home_config(settings))

@@ -29,22 +29,11 @@ pub const SECRET: &str = "a-secret-for-tests";
 
 /// Hosts clusters in one API server; they answer in this process only.
 pub struct LocalControlPlanes {
-    engine: Arc<dyn store::Engine>,
     api: Arc<ApiServer>,
     running: Mutex<BTreeMap<String, (Client, Informers)>>,
 }
 
 impl LocalControlPlanes {
-    /// Client and informers of a hosted cluster that runs.
-    pub fn client_of(&self, name: &str) -> Option<(Client, Informers)> {
-        self.client(name)
-    }
-
-    /// Keyspaces in the store, by name.
-    pub fn keyspaces(&self) -> Vec<String> {
-        self.engine.list_keyspaces()
-    }
-
     /// Hosted clusters that run.
     pub fn count(&self) -> usize {
         self.running.lock().unwrap().len()
@@ -163,9 +152,8 @@ impl Platform {
     /// Starts on `address` (port 0 for any). Machines become Running, and their nodes Ready, after `boot`.
     pub async fn start(address: SocketAddr, boot: Duration) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let engine = ModelEngine::new();
         let api = ApiServer::new(ApiServerConfig {
-            engine: engine.clone(),
+            engine: ModelEngine::new(),
             dialer: Arc::new(NoDialer),
             data_dir: dir.path().to_owned(),
             clock: RealClock::shared(),
@@ -176,7 +164,6 @@ impl Platform {
         let home = Client::local(cluster.local_service(UserInfo::admin("platform")));
         let informers = Informers::new(home.clone());
         let control_planes = Arc::new(LocalControlPlanes {
-            engine,
             api,
             running: Mutex::default(),
         });
