@@ -9,7 +9,7 @@ use crate::{
     error::{Answer, Fault},
     group_api,
     http::{Reply, Request},
-    metadata, operations,
+    metadata, network_actions, operations,
     path::{self, Route},
     private_dns, rbac, resource,
     resource::method_not_allowed,
@@ -133,6 +133,9 @@ async fn arm(app: &App, request: &Request, route: Route) -> Answer<Reply> {
             app.check_subscription(&id.subscription)?;
             if *m == Method::GET && kind.path == ["privateDnsZones"] && action.eq_ignore_ascii_case("ALL") {
                 return private_dns::list_all(app, &id, kind).await;
+            }
+            if let Some(answer) = network_actions::serve(app, request, &id, kind, &action).await {
+                return answer;
             }
             post_action(app, request, &id, kind, &action).await
         }

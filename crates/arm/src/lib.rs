@@ -20,6 +20,7 @@ pub mod home;
 pub mod http;
 pub mod metadata;
 pub mod network;
+mod network_actions;
 mod operations;
 pub mod path;
 pub mod private_dns;

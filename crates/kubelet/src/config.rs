@@ -26,6 +26,8 @@ pub struct KubeletConfig {
     /// `<log_dir>/<namespace>_<name>_<uid>/<container>/<attempt>.log`; `/var/log/pods` by custom.
     pub log_dir: PathBuf,
     pub capacity: Capacity,
+    /// How many pods the node takes, where that changes while it runs (addresses come and go); `None`: what `capacity` says.
+    pub pods_limit: Option<tokio::sync::watch::Receiver<i64>>,
     /// Labels beside the ones every node has; these win over the defaults.
     pub labels: BTreeMap<String, String>,
     pub annotations: BTreeMap<String, String>,
@@ -66,6 +68,17 @@ pub struct Capacity {
     pub ephemeral_storage_bytes: i64,
     /// Further resources by name, whole numbers.
     pub extended: BTreeMap<String, i64>,
+}
+
+impl KubeletConfig {
+    /// Capacity as it is now.
+    pub fn capacity_now(&self) -> Capacity {
+        let mut now = self.capacity.clone();
+        if let Some(limit) = &self.pods_limit {
+            now.pods = *limit.borrow();
+        }
+        now
+    }
 }
 
 /// PEM texts of the kubelet API's endpoint.

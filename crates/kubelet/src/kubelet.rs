@@ -134,7 +134,7 @@ impl Core {
             cpu += seen.request.0;
             memory += seen.request.1;
         }
-        let c = &self.config.capacity;
+        let c = &self.config.capacity_now();
         let over = |what: &str, want: i64, have: i64| Refusal {
             reason: format!("OutOf{what}"),
             field: "spec".into(),

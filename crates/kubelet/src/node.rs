@@ -42,6 +42,7 @@ pub async fn run(core: Arc<Core>, shutdown: Shutdown) {
         .node(&core.config.node_name, Level::Normal, "Starting", "Starting kubelet.");
     core.registered.send_replace(true);
     let mut last: Option<NodeStatus> = None;
+    let mut room = core.config.pods_limit.clone();
     let mut written = tokio::time::Instant::now();
     loop {
         let next = status(&core, last.as_ref()).await;
@@ -73,7 +74,21 @@ pub async fn run(core: Arc<Core>, shutdown: Shutdown) {
         }
         // Trouble of the backend should show within a lease's renewal.
         let pause = Duration::from_secs(core.config.tuning.lease_renew_s.max(1));
-        if shutdown.or_stop(sleep(pause)).await.is_none() {
+        let sleeping = async {
+            match &mut room {
+                // Room for one more pod is for the scheduler to know at once. Cancel safe: a change that is not seen stays.
+                Some(room) => {
+                    let changed = async {
+                        if room.changed().await.is_err() {
+                            std::future::pending::<()>().await;
+                        }
+                    };
+                    drop(tokio::time::timeout(pause, changed).await);
+                }
+                None => sleep(pause).await,
+            }
+        };
+        if shutdown.or_stop(sleeping).await.is_none() {
             return;
         }
     }
@@ -262,10 +277,11 @@ async fn status(core: &Core, last: Option<&NodeStatus>) -> NodeStatus {
         address: config.node_name.clone(),
         type_: "Hostname".into(),
     });
+    let capacity = config.capacity_now();
     NodeStatus {
         addresses: Some(addresses),
-        capacity: Some(quantities(&config.capacity)),
-        allocatable: Some(quantities(&config.capacity)),
+        capacity: Some(quantities(&capacity)),
+        allocatable: Some(quantities(&capacity)),
         conditions: Some(conditions),
         daemon_endpoints: (config.port != 0).then(|| NodeDaemonEndpoints {
             kubelet_endpoint: Some(DaemonEndpoint {

@@ -18,6 +18,7 @@ mod kubeconfig;
 mod kubeconfig_verbs;
 mod node;
 mod paths;
+mod pod_addresses;
 mod process;
 mod pull;
 mod recipe;

@@ -9,7 +9,7 @@ use machines::node_config::{self, NodeConfig};
 use reconcile::{Client, HttpsConfig, Identity, Informers};
 use stdx::{RealClock, Shutdown};
 
-use crate::{access::chained, engine, pull::HostImages, server::stop_on_signal};
+use crate::{access::chained, engine, pod_addresses, pull::HostImages, server::stop_on_signal};
 
 /// The kubelet API's port.
 pub const KUBELET_PORT: u16 = 10250;
@@ -38,7 +38,9 @@ pub async fn run(path: &Path) -> Result<()> {
     });
 
     let proxy = service_proxy(&config, &informers, shutdown.clone())?;
-    let kubelet = Kubelet::new(kubelet_config(&config, &client, &informers, engine, images)).map_err(chained)?;
+    let mut settings = kubelet_config(&config, &client, &informers, engine, images);
+    settings.pods_limit = Some(pod_addresses::follow(config.max_pods, shutdown.clone()));
+    let kubelet = Kubelet::new(settings).map_err(chained)?;
     let listener = std::net::TcpListener::bind(SocketAddr::from(([0, 0, 0, 0], KUBELET_PORT)))
         .context("listening at the kubelet's port")?;
     let serving = tokio::spawn({
@@ -83,6 +85,7 @@ fn kubelet_config(
         images,
         root_dir: config.data_dir.join("kubelet"),
         log_dir: "/var/log/pods".into(),
+        pods_limit: None,
         capacity: Capacity {
             cpu_milli: config.cpu_milli,
             memory_bytes: config.memory_bytes,

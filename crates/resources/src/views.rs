@@ -60,6 +60,8 @@ pub struct SubnetView {
     pub prefix: IpNet,
     /// `serviceName` of each delegation, for example `Microsoft.ContainerInstance/containerGroups`.
     pub delegations: Vec<String>,
+    /// `service` of each service endpoint, for example `Microsoft.Storage`.
+    pub service_endpoints: Vec<String>,
     /// ARM ids, absent if not set.
     pub network_security_group: Option<String>,
     pub route_table: Option<String>,
@@ -127,11 +129,22 @@ impl SubnetView {
             .iter()
             .filter_map(|d| d["properties"]["serviceName"].as_str().map(str::to_owned))
             .collect();
+        if !array(&p["serviceEndpointPolicies"]).is_empty() {
+            return bad(
+                format!("{at}.properties.serviceEndpointPolicies"),
+                "service endpoint policies are not served",
+            );
+        }
+        let endpoints = array(&p["serviceEndpoints"])
+            .iter()
+            .filter_map(|e| e["service"].as_str().map(str::to_owned))
+            .collect();
         let reference = |field: &str| p[field]["id"].as_str().map(str::to_owned);
         Ok(Self {
             name: name.to_owned(),
             prefix,
             delegations,
+            service_endpoints: endpoints,
             network_security_group: reference("networkSecurityGroup"),
             route_table: reference("routeTable"),
         })

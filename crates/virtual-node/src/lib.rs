@@ -115,6 +115,7 @@ pub fn kubelet_config(c: VirtualNodeConfig) -> KubeletConfig {
     let groups = i64::try_from(quota.groups).unwrap_or(i64::MAX);
     let runtime: Arc<dyn sandbox::Runtime> = c.groups.clone();
     KubeletConfig {
+        pods_limit: None,
         node_name: c.node_name,
         api: c.api,
         images: c.groups.clone(),

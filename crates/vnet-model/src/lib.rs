@@ -9,12 +9,14 @@
 //! * [`fabric`]: what one host's data plane shall be: input of the `vnet` crate's plan.
 //! * [`underlay`]: other hosts, and the numbers of virtual networks between them; [`gateway`]: on-premises sites.
 //! * [`nsg`]: network security rules and their evaluation; [`service_tags`]: the names in them.
+//! * [`endpoints`]: service endpoints of subnets.
 //! * [`zone`]: private DNS zones, [`private_dns`]: their ARM bodies; [`instance`]: what a machine's metadata say.
 
 pub mod address;
 pub mod arm;
 pub mod balancer;
 mod check;
+pub mod endpoints;
 pub mod fabric;
 pub mod gateway;
 pub mod instance;

@@ -33,6 +33,7 @@ const PUBLISHED: &[&str] = &[
     "AzurePlatformLKM",
     "AzureResourceManager",
     "AzureTrafficManager",
+    "CognitiveServicesManagement",
     "EventHub",
     "GatewayManager",
     "MicrosoftContainerRegistry",

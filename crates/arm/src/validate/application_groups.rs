@@ -50,6 +50,31 @@ fn members<'a>(group: &str, world: &'a World, except: &str) -> Vec<(&'a str, Str
     out
 }
 
+/// Addresses of the group's members.
+pub fn addresses(group: &str, world: &World) -> Vec<std::net::IpAddr> {
+    let mut out = Vec::new();
+    for nic in &world.nics {
+        let Ok(view) = NicView::parse(&nic.spec.body) else {
+            continue;
+        };
+        let live = nic
+            .status
+            .as_ref()
+            .and_then(|s| resources::views::NicAddresses::parse(&s.properties));
+        let inside = |name: &str| {
+            let config = view.ip_configs.iter().find(|c| c.name == name);
+            config.is_some_and(|c| c.application_groups.iter().any(|g| same_id(g, group)))
+        };
+        out.extend(
+            live.into_iter()
+                .flat_map(|l| l.ip_configs)
+                .filter(|c| inside(&c.name))
+                .map(|c| c.address),
+        );
+    }
+    out
+}
+
 /// An interface's memberships: the groups exist, and nobody of them is in another virtual network, nor of a group that
 /// stands on the other side of a rule.
 pub fn of_interface(id: &ArmId, view: &NicView, world: &World) -> Answer<()> {

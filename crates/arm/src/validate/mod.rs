@@ -5,6 +5,7 @@
 pub mod aks;
 pub mod application_groups;
 pub mod balancer;
+pub mod endpoints;
 pub mod network;
 pub mod peering;
 pub mod private_dns;

@@ -5,11 +5,11 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use resources::{
     ArmId,
-    views::{NicView, VnetView},
+    views::{NicView, SubnetView, VnetView},
 };
 use serde_json::Value;
 
-use super::{World, application_groups, peering, routes, security};
+use super::{World, application_groups, endpoints, peering, routes, security};
 use crate::{
     error::{Answer, Fault},
     home::{ArmObject, same_id},
@@ -103,6 +103,7 @@ pub fn vnet(id: &ArmId, body: &Value, old: Option<&ArmObject>, world: &World) ->
             }
         }
         let at = format!("properties.subnets[{i}].properties");
+        endpoints::subnet(s, &at, &world.service_tags)?;
         security::reference(
             s.network_security_group.as_ref(),
             format!("{at}.networkSecurityGroup.id"),
@@ -121,14 +122,18 @@ pub fn vnet(id: &ArmId, body: &Value, old: Option<&ArmObject>, world: &World) ->
 fn in_use(id: &ArmId, old: &VnetView, new: &VnetView, world: &World) -> Answer<()> {
     for was in &old.subnets {
         let now = new.subnet(&was.name);
-        if now.is_some_and(|n| n.prefix == was.prefix && was.delegations.iter().all(|d| n.is_delegated_to(d))) {
+        let delegated = |n: &SubnetView| {
+            was.delegations.iter().all(|d| n.is_delegated_to(d)) && n.delegations.len() == was.delegations.len()
+        };
+        if now.is_some_and(|n| n.prefix == was.prefix && delegated(n)) {
             continue;
         }
         let users = world.users_of(&format!("{id}/subnets/{}", was.name));
         if let Some((user, _)) = users.first() {
             let (code, what) = match now {
                 None => ("InUseSubnetCannotBeDeleted", "deleted"),
-                Some(_) => ("InUsePrefixCannotBeDeleted", "changed"),
+                Some(now) if now.prefix != was.prefix => ("InUsePrefixCannotBeDeleted", "resized or moved"),
+                Some(_) => ("InUseSubnetDelegationCannotBeChanged", "delegated otherwise"),
             };
             let message = format!(
                 "Subnet '{}' cannot be {what} because it is in use by {user} ({} in all). Delete the user first.",
@@ -166,11 +171,22 @@ pub fn nic(id: &ArmId, body: &Value, old: Option<&ArmObject>, world: &World) -> 
         "properties.networkSecurityGroup.id",
         world,
     )?;
+    configurations(&view, old)?;
     let mut vnet_seen: Option<String> = None;
     let mut wanted: Vec<(String, u64)> = Vec::new();
     for (i, c) in view.ip_configs.iter().enumerate() {
         let at = format!("properties.ipConfigurations[{i}].properties");
         let (_, subnet, vnet) = world.subnet(&c.subnet, &format!("{at}.subnet.id"))?;
+        let was_there = old.is_some_and(|o| {
+            NicView::parse(&o.spec.body).is_ok_and(|v| v.ip_configs.iter().any(|x| same_id(&x.subnet, &c.subnet)))
+        });
+        if let (Some(to), false) = (subnet.delegations.first(), was_there) {
+            let problem = format!(
+                "subnet '{}' is delegated to {to}; interfaces of others cannot be in it",
+                subnet.name
+            );
+            return Err(Fault::field("SubnetIsDelegated", format!("{at}.subnet.id"), problem));
+        }
         match &vnet_seen {
             Some(v) if !same_id(v, &vnet) => {
                 let problem = "all configurations of an interface must be in one virtual network";
@@ -234,6 +250,48 @@ pub fn nic(id: &ArmId, body: &Value, old: Option<&ArmObject>, world: &World) -> 
         room(&subnet.name, &subnet.prefix, used, n, "this network interface")?;
     }
     Ok(())
+}
+
+/// Configurations of one interface at most.
+///
+/// # Source
+/// Azure networking limits: private addresses per network interface.
+const CONFIGURATIONS_MAX: usize = 256;
+
+/// At most so many configurations, each name once, and the primary one stays.
+fn configurations(view: &NicView, old: Option<&ArmObject>) -> Answer<()> {
+    let path = |i: usize| format!("properties.ipConfigurations[{i}].name");
+    if view.ip_configs.len() > CONFIGURATIONS_MAX {
+        let problem = format!(
+            "{} configurations, at most {CONFIGURATIONS_MAX} are allowed",
+            view.ip_configs.len()
+        );
+        return Err(Fault::field(
+            "IpConfigurationsLimitExceeded",
+            "properties.ipConfigurations",
+            problem,
+        ));
+    }
+    for (i, c) in view.ip_configs.iter().enumerate() {
+        if view.ip_configs[..i]
+            .iter()
+            .any(|o| o.name.eq_ignore_ascii_case(&c.name))
+        {
+            let problem = format!("there are two configurations named '{}'", c.name);
+            return Err(Fault::field("DuplicateResourceName", path(i), problem));
+        }
+    }
+    let was = old.and_then(|o| NicView::parse(&o.spec.body).ok());
+    let primary = |v: &NicView| v.ip_configs.iter().find(|c| c.primary).map(|c| c.name.clone());
+    match was.as_ref().and_then(primary) {
+        Some(was) if primary(view).as_ref() != Some(&was) => {
+            let message = format!(
+                "The primary configuration '{was}' of a network interface cannot be deleted or replaced by another one."
+            );
+            Err(Fault::bad_request("PrimaryIpConfigurationCannotBeDeleted", message))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Refuses with the numbers if `wanted` more addresses do not fit into a subnet of which `used` are taken.
@@ -369,6 +427,88 @@ mod tests {
             delete_vnet(&w.vnets[0], &w).unwrap_err().code,
             "InUseSubnetCannotBeDeleted"
         );
+    }
+
+    #[test]
+    fn delegations_and_endpoints_are_known_and_delegated_subnets_are_not_for_everyone() {
+        let mut w = world();
+        let id = ArmId::parse(VNET).unwrap();
+        let with = |subnet: &str, field: &str, value: Value| {
+            let mut body = w.vnets[0].spec.body.clone();
+            let n = usize::from(subnet == "b");
+            body["properties"]["subnets"][n]["properties"][field] = value;
+            body
+        };
+        let check = |body: &Value, w: &World| vnet(&id, body, w.vnets.first(), w).err().map(|f| f.code);
+        let groups = |service: &str| json!([{"name": "d", "properties": {"serviceName": service}}]);
+        let delegated = with(
+            "b",
+            "delegations",
+            groups("Microsoft.ContainerInstance/containerGroups"),
+        );
+        let storage = json!([{"service": "Microsoft.Storage"}]);
+        for (body, code) in [
+            (&delegated, None),
+            (
+                &with("b", "delegations", groups("Microsoft.Web/serverFarms")),
+                Some("InvalidServiceNameOnDelegation"),
+            ),
+            (
+                &with(
+                    "a",
+                    "delegations",
+                    groups("Microsoft.ContainerInstance/containerGroups"),
+                ),
+                Some("InUseSubnetDelegationCannotBeChanged"),
+            ),
+            (
+                &with("b", "serviceEndpoints", storage.clone()),
+                Some("SubnetServiceEndpointInvalidService"),
+            ),
+            (
+                &with("b", "serviceEndpoints", json!([{"service": "Microsoft.Nothing"}])),
+                Some("SubnetServiceEndpointInvalidService"),
+            ),
+        ] {
+            assert_eq!(check(body, &w).as_deref(), code, "{body}");
+        }
+        let storage = with("b", "serviceEndpoints", storage);
+        w.service_tags = vnet_model::service_tags::ServiceTags::parse(["Storage=10.9.0.0/24"]).unwrap();
+        assert_eq!(check(&storage, &w), None);
+        w.vnets[0].spec.body = delegated;
+        let c = json!([{"properties": {"subnet": {"id": format!("{VNET}/subnets/b")}}}]);
+        let refused = nic(&nic_id(), &json!({"properties": {"ipConfigurations": c}}), None, &w).unwrap_err();
+        assert_eq!(refused.code, "SubnetIsDelegated");
+    }
+
+    #[test]
+    fn configurations_are_few_named_once_and_the_primary_stays() {
+        let w = world();
+        let body = |names: &[&str]| {
+            let c: Vec<Value> = names
+                .iter()
+                .map(|n| json!({"name": n, "properties": {"subnet": {"id": format!("{VNET}/subnets/b")}}}))
+                .collect();
+            json!({"location": "x", "properties": {"ipConfigurations": c}})
+        };
+        let old = ArmObject::new(
+            "networkinterfaces",
+            ArmSpec {
+                id: nic_id().to_string(),
+                body: body(&["first", "second"]),
+            },
+        );
+        let check = |names: &[&str]| nic(&nic_id(), &body(names), Some(&old), &w).err().map(|f| f.code);
+        assert_eq!(check(&["first", "second", "third"]), None);
+        assert_eq!(check(&["first"]), None);
+        assert_eq!(
+            check(&["second"]).as_deref(),
+            Some("PrimaryIpConfigurationCannotBeDeleted")
+        );
+        assert_eq!(check(&["first", "First"]).as_deref(), Some("DuplicateResourceName"));
+        let many: Vec<String> = (0..257).map(|n| format!("c{n}")).collect();
+        let many: Vec<&str> = many.iter().map(String::as_str).collect();
+        assert_eq!(check(&many).as_deref(), Some("IpConfigurationsLimitExceeded"));
     }
 
     #[test]

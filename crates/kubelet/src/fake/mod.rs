@@ -22,6 +22,7 @@ pub fn config(api: &Arc<FakeApi>, runtime: &Arc<FakeRuntime>, root: &Path) -> Ku
         images: runtime.clone(),
         root_dir: root.join("kubelet"),
         log_dir: root.join("logs"),
+        pods_limit: None,
         capacity: Capacity {
             cpu_milli: 4000,
             memory_bytes: 8 << 30,

@@ -5,6 +5,7 @@
 //! the same code. Killing the agent stops nothing that runs.
 
 mod application_groups;
+mod endpoints;
 mod instances;
 mod machine;
 mod network;

@@ -123,6 +123,9 @@ pub fn plan(world: &World, instance: &str, edge: &EdgeSpec) -> Plan {
         super::application_groups::add(vnet, &world.nics);
         add_groups(vnet, &world.security_groups, &edge.service_tags, &mut notes);
         add_routes(vnet, &world.route_tables, &mut notes);
+        if let Some(object) = world.vnets.iter().find(|v| v.name() == vnet.key) {
+            super::endpoints::add(vnet, object, &edge.service_tags);
+        }
     }
     for lb in &world.load_balancers {
         if lb.metadata.deletion_timestamp.is_some() {

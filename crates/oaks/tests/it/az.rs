@@ -7,15 +7,15 @@ use serde_json::Value;
 
 use crate::instance::{Instance, tool};
 
-struct Az {
-    instance: Instance,
+pub struct Az {
+    pub instance: Instance,
     env: BTreeMap<String, String>,
     program: std::path::PathBuf,
 }
 
 impl Az {
     /// Follows the recipe that `oaks az` prints.
-    fn new() -> Result<Self> {
+    pub fn new() -> Result<Self> {
         let instance = Instance::new()?;
         instance.run(&["up"])?;
         let program = tool("OAKS_TEST_AZ", "az/bin/az")?;
@@ -34,7 +34,7 @@ impl Az {
         Ok(Self { instance, env, program })
     }
 
-    fn run(&self, line: &str) -> Result<String> {
+    pub fn run(&self, line: &str) -> Result<String> {
         let out = self
             .instance
             .command(&self.program)
@@ -44,8 +44,20 @@ impl Az {
         self.instance.checked(&format!("az {line}"), out)
     }
 
-    fn json(&self, line: &str) -> Result<Value> {
+    pub fn json(&self, line: &str) -> Result<Value> {
         Ok(serde_json::from_str(&self.run(line)?)?)
+    }
+
+    /// Runs and expects failure; standard error.
+    pub fn fails(&self, line: &str) -> Result<String> {
+        let out = self
+            .instance
+            .command(&self.program)
+            .args(line.split(' '))
+            .envs(&self.env)
+            .output()?;
+        ensure!(!out.status.success(), "az {line} succeeded");
+        Ok(String::from_utf8_lossy(&out.stderr).into_owned())
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod arm;
 mod az;
+mod az_network;
 mod bad_input;
 mod demo;
 mod faults;
