@@ -5,7 +5,7 @@ use serde_json::json;
 
 use crate::{
     app::App,
-    catalog,
+    catalog, deployment,
     error::{Answer, Fault},
     group_api,
     http::{Reply, Request},
@@ -41,7 +41,7 @@ async fn answer(app: &App, request: &Request) -> Answer<Reply> {
     }
     let claims = authenticate(app, request)?;
     rbac::authorize(app, &claims, request).await?;
-    arm(app, request, route).await
+    arm(app, &claims, request, route).await
 }
 
 fn login(app: &App, request: &Request, route: &Route) -> Answer<Reply> {
@@ -106,7 +106,7 @@ fn authenticate(app: &App, request: &Request) -> Answer<token::Claims> {
     }
 }
 
-async fn arm(app: &App, request: &Request, route: Route) -> Answer<Reply> {
+async fn arm(app: &App, claims: &token::Claims, request: &Request, route: Route) -> Answer<Reply> {
     let m = &request.method;
     let v = request.param("api-version");
     let resources_version = |what: &str| version::check(v, what, &["2024-11-01", "2022-12-01", "2021-04-01"]);
@@ -236,6 +236,7 @@ async fn arm(app: &App, request: &Request, route: Route) -> Answer<Reply> {
             resources_version("kubernetesVersions")?;
             Ok(catalog::kubernetes_versions())
         }
+        Route::Deployment { group, name } => deployment::serve(app, claims, request, &group, &name).await,
         Route::Usages { subscription, .. } => {
             resources_version("usages")?;
             app.check_subscription(&subscription)?;

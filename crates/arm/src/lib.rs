@@ -11,6 +11,7 @@
 mod app;
 pub mod az;
 mod catalog;
+mod deployment;
 mod dispatch;
 pub mod error;
 pub mod filter;

@@ -53,6 +53,12 @@ pub enum Route {
         subscription: String,
         group: Option<String>,
     },
+    /// A template deployment into a group.
+    Deployment {
+        /// ARM id of the group.
+        group: String,
+        name: String,
+    },
     /// All resources of a type in a subscription, a group, or a parent resource.
     Collection {
         subscription: String,
@@ -245,6 +251,14 @@ fn below_subscription(sub: &str, rest: &[&str]) -> Answer<Route> {
                     subscription,
                     group: Some(group),
                 }),
+                [p, ns, kind, name]
+                    if is(p, "providers") && is(ns, "Microsoft.Resources") && is(kind, "deployments") =>
+                {
+                    Ok(Route::Deployment {
+                        group: resources::group_id(sub, g),
+                        name: (*name).to_owned(),
+                    })
+                }
                 [p, ns, types @ ..] if is(p, "providers") && !types.is_empty() => {
                     below_provider(sub, Some(g), ns, types)
                 }

@@ -340,6 +340,7 @@ pub const OTHER_TYPES: &[(&str, &str, &[&str])] = &[
         "resourceGroups",
         &["2024-11-01", "2022-09-01", "2021-04-01"],
     ),
+    ("Microsoft.Resources", "deployments", crate::deployment::VERSIONS),
     ("Microsoft.Resources", "subscriptions", &["2022-12-01", "2019-11-01"]),
     (
         "Microsoft.Authorization",

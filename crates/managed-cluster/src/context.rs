@@ -12,12 +12,12 @@ use k8s_openapi::{
     },
     apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference},
 };
-use reconcile::{Client, DeleteParams, Error, Informer, Informers, Kind, Queue, store::Store};
+use reconcile::{Client, DeleteParams, Error, Informer, Informers, Kind, Queue, Recorder, store::Store};
 use resources::{
     AgentPool, LoadBalancer, Machine, ManagedCluster, NetworkInterface, PublicIPAddress, ResourceGroup, VirtualNetwork,
     VirtualNode, labels_of,
 };
-use stdx::SharedClock;
+use stdx::{SharedClock, Shutdown};
 
 use crate::{Config, ControlPlanes, names};
 
@@ -28,7 +28,10 @@ pub(crate) struct Watched {
 }
 
 /// Hosted clusters whose changes are being heard, with the store of their nodes (a recreated cluster has another one).
-type Heard = BTreeMap<String, Arc<Store>>;
+type Heard = BTreeMap<String, (Arc<Store>, Arc<Recorder>)>;
+
+/// Component that events about Services name, as upstream's controller does.
+const SERVICE_CONTROLLER: &str = "service-controller";
 
 pub(crate) struct Context {
     pub home: Client,
@@ -44,6 +47,7 @@ pub(crate) struct Context {
     pub pools: Informer<AgentPool>,
     pub machines: Informer<Machine>,
     pub virtual_nodes: Informer<VirtualNode>,
+    shutdown: Shutdown,
     queues: Watched,
     heard: Mutex<Heard>,
 }
@@ -65,6 +69,7 @@ impl Context {
             control_planes: config.control_planes,
             tenant: config.tenant,
             clock: config.clock,
+            shutdown: config.shutdown,
             queues,
             heard: Mutex::default(),
         }
@@ -89,14 +94,22 @@ impl Context {
         let (client, informers) = self.control_planes.client(name)?;
         let mut heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
         let store = informers.get::<Node>().store().clone();
-        if !heard.get(name).is_some_and(|h| Arc::ptr_eq(h, &store)) {
-            heard.insert(name.to_owned(), store);
+        if !heard.get(name).is_some_and(|h| Arc::ptr_eq(&h.0, &store)) {
+            let (clock, shutdown) = (self.clock.clone(), self.shutdown.clone());
+            let recorder = Recorder::new(client.clone(), SERVICE_CONTROLLER, "", clock, shutdown);
+            heard.insert(name.to_owned(), (store, Arc::new(recorder)));
             drop(heard);
             tell::<Node>(&informers, &self.queues.clusters, name);
             tell::<Service>(&informers, &self.queues.services, name);
             tell::<EndpointSlice>(&informers, &self.queues.services, name);
         }
         Some((client, informers))
+    }
+
+    /// Writes events into a hosted cluster; there once [`Context::hosted`] was called for it.
+    pub fn recorder(&self, name: &str) -> Option<Arc<Recorder>> {
+        let heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
+        heard.get(name).map(|h| h.1.clone())
     }
 
     /// Stops remembering a cluster that is gone.

@@ -17,6 +17,7 @@ pub mod names;
 mod pool;
 mod power;
 mod reconcile_cluster;
+mod service_request;
 mod services;
 mod status;
 mod teardown;

@@ -98,6 +98,10 @@ impl Ids {
         format!("{}/loadBalancers/kubernetes", self.network)
     }
 
+    pub fn internal_load_balancer(&self) -> String {
+        format!("{}/loadBalancers/kubernetes-internal", self.network)
+    }
+
     pub fn interface(&self, node: &str) -> String {
         format!("{}/networkInterfaces/{node}-nic", self.network)
     }

@@ -1,19 +1,26 @@
-//! Services of type LoadBalancer: a public address each, and one load balancer per cluster whose frontends hold the ready pod
-//! addresses, so that the data plane needs to know no Services. A pass computes everything from state; what no Service asks
-//! for any more goes.
+//! Services of type LoadBalancer: an address each, and two load balancers per cluster, one public and one internal, whose
+//! frontends hold the ready pod addresses, so that the data plane needs to know no Services. A pass computes everything from
+//! state; what no Service asks for any more goes.
+//!
+//! A public address is made for the Service, or is one that somebody else made and the Service names. An internal one is given
+//! by the platform's allocator to the load balancer's frontend: the first pass asks for it, a later one finds it.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr},
+    sync::Arc,
+};
 
 use k8s_openapi::api::{
     core::v1::{LoadBalancerIngress, Service, ServicePort},
     discovery::v1::EndpointSlice,
 };
-use reconcile::{Client, Error, ListParams, Patch, Requeue};
+use reconcile::{Client, Error, EventType, ListParams, Patch, Recorder, Requeue};
 use resources::{
     ArmId, ArmSpec, LoadBalancer, ManagedCluster, PublicIPAddress,
     aks::ClusterView,
     object_name,
-    views::{LbBackend, LbFrontend, subnet_ref},
+    views::{LbBackend, LbFrontend, NicAddresses, VnetView, subnet_ref},
 };
 use serde_json::{Value, json};
 
@@ -21,11 +28,33 @@ use crate::{
     context::{Context, own},
     names::{CLUSTER_LABEL, Ids, SERVICE_LABEL},
     reconcile_cluster::{LOOK_AGAIN, address_of},
+    service_request::{Place, Request, request},
     status::Progress,
 };
 
 const SLICE_SERVICE: &str = "kubernetes.io/service-name";
-const INTERNAL: &str = "service.beta.kubernetes.io/azure-load-balancer-internal";
+
+/// Where one Service is to stand.
+struct Front {
+    service: Arc<Service>,
+    uid: String,
+    request: Request,
+    /// `properties` of its frontend in the load balancer.
+    properties: Value,
+    /// Absent until the allocator has given one.
+    address: Option<IpAddr>,
+}
+
+impl Front {
+    /// Name of its frontend.
+    fn name(&self) -> String {
+        format!("a{}", self.uid.replace('-', ""))
+    }
+
+    fn is_internal(&self) -> bool {
+        matches!(self.request.place, Place::Internal { .. })
+    }
+}
 
 /// One pass over the LoadBalancer Services of a cluster.
 pub(crate) async fn reconcile(context: &Context, name: &str) -> Result<Requeue, Error> {
@@ -50,10 +79,10 @@ pub(crate) async fn reconcile(context: &Context, name: &str) -> Result<Requeue, 
     if !services.is_synced() || !slices.is_synced() {
         return Ok(Requeue::After(LOOK_AGAIN));
     }
-    let vnet = view
-        .pools
-        .first()
-        .and_then(|p| subnet_ref(&view.subnet_of(&id.subscription, p)))
+    let nodes_subnet = view.pools.first().map(|p| view.subnet_of(&id.subscription, p));
+    let vnet = nodes_subnet
+        .as_deref()
+        .and_then(subnet_ref)
         .map(|s| s.0)
         .unwrap_or_default();
     let pass = Pass {
@@ -62,79 +91,84 @@ pub(crate) async fn reconcile(context: &Context, name: &str) -> Result<Requeue, 
         view: &view,
         ids: &ids,
         client: &client,
+        recorder: context.recorder(name),
+        subscription: &id.subscription,
+        nodes_subnet: nodes_subnet.unwrap_or_default(),
+        vnet,
     };
-    let mut frontends = Vec::new();
-    let mut described = Vec::new();
-    let mut wanted = Vec::new();
-    let mut waiting = false;
-    let all = services.list();
     let slices = slices.list();
-    for service in &all {
-        if !is_served(service) {
-            pass.clear(service).await?;
-            continue;
-        }
+    let (mut fronts, mut wanted): (Vec<Front>, Vec<String>) = (Vec::new(), Vec::new());
+    for service in services.list() {
         let uid = service.metadata.uid.clone().unwrap_or_default();
-        wanted.push(uid.clone());
-        let Some(address) = pass.address(service, &uid).await? else {
-            waiting = true;
-            continue;
+        let placed = match request(&service) {
+            Ok(None) => {
+                pass.clear(&service).await?;
+                continue;
+            }
+            Ok(Some(request)) => pass.place(&service, &uid, request).await?,
+            Err(problem) => Err(problem),
         };
+        match placed {
+            Ok(front) => {
+                if matches!(front.request.place, Place::Public { .. }) {
+                    wanted.push(uid);
+                }
+                fronts.push(front);
+            }
+            Err(problem) => {
+                pass.failed(&service, &problem);
+                pass.clear(&service).await?;
+            }
+        }
+    }
+    let (mut frontends, mut reached) = (Vec::new(), Vec::new());
+    for front in &fronts {
+        let Some(address) = front.address else { continue };
         let own_slices: Vec<&EndpointSlice> = slices
             .iter()
             .map(AsRef::as_ref)
-            .filter(|s| is_slice_of(s, service))
+            .filter(|s| is_slice_of(s, &front.service))
             .collect();
-        frontends.extend(frontends_of(service, address, &vnet, &own_slices));
-        described.push((uid, service.clone()));
+        let own = frontends_of(front, address, &pass.vnet, &own_slices);
+        let place = |f: &LbFrontend| (f.address, f.protocol.clone(), f.port);
+        let taken = own.iter().find(|f| frontends.iter().any(|o| place(o) == place(f)));
+        if let Some(f) = taken {
+            pass.failed(
+                &front.service,
+                &format!(
+                    "port {} ({}) at {address} belongs to another Service",
+                    f.port, f.protocol
+                ),
+            );
+            continue;
+        }
+        if !own.is_empty() {
+            reached.push((front, address));
+        }
+        frontends.extend(own);
     }
-    pass.load_balancer(&frontends, &described).await?;
+    for internal in [false, true] {
+        let fronts: Vec<&Front> = fronts.iter().filter(|f| f.is_internal() == internal).collect();
+        let here = |f: &&LbFrontend| fronts.iter().any(|o| o.address == Some(f.address));
+        let frontends: Vec<&LbFrontend> = frontends.iter().filter(here).collect();
+        pass.load_balancer(internal, &fronts, &frontends).await?;
+    }
     pass.release(&wanted).await?;
     // The address is told last: who reads it can connect.
-    for (service, address) in all
-        .iter()
-        .filter_map(|s| Some((s, frontends_address(s, &frontends, &pass)?)))
-    {
-        pass.tell(service, address).await?;
+    for (front, address) in reached {
+        pass.tell(&front.service, address).await?;
+    }
+    let mut waiting = false;
+    for front in fronts.iter().filter(|f| f.address.is_none()) {
+        // What it had before, if anything, leads there no more.
+        pass.clear(&front.service).await?;
+        waiting = true;
     }
     Ok(if waiting {
         Requeue::After(LOOK_AGAIN)
     } else {
         Requeue::Done
     })
-}
-
-/// The address that a Service's frontends stand at, from the public IP itself (a Service without ports that are served has none).
-fn frontends_address(service: &Service, frontends: &[LbFrontend], pass: &Pass<'_>) -> Option<IpAddr> {
-    if !is_served(service) {
-        return None;
-    }
-    let uid = service.metadata.uid.as_deref()?;
-    let object = pass
-        .context
-        .public_ips
-        .get("", &object_name(&pass.ids.service_address(uid)))?;
-    let address = address_of(object.status.as_ref()).ok().flatten()?;
-    frontends.iter().any(|f| f.address == address).then_some(address)
-}
-
-/// Type LoadBalancer, not on its way out, public.
-fn is_served(service: &Service) -> bool {
-    let is_type = service.spec.as_ref().and_then(|s| s.type_.as_deref()) == Some("LoadBalancer");
-    let internal = service
-        .metadata
-        .annotations
-        .as_ref()
-        .and_then(|a| a.get(INTERNAL))
-        .is_some_and(|v| v.eq_ignore_ascii_case("true"));
-    if is_type && internal {
-        let name = service.metadata.name.as_deref().unwrap_or_default();
-        tracing::warn!(
-            service = name,
-            "internal load balancers are not served yet; the Service stays without an address"
-        );
-    }
-    is_type && !internal && service.metadata.deletion_timestamp.is_none()
 }
 
 fn is_slice_of(slice: &EndpointSlice, service: &Service) -> bool {
@@ -146,14 +180,9 @@ fn is_slice_of(slice: &EndpointSlice, service: &Service) -> bool {
 }
 
 /// One frontend per TCP or UDP port. An endpoint counts unless it says that it is not ready.
-fn frontends_of(service: &Service, address: IpAddr, vnet: &str, slices: &[&EndpointSlice]) -> Vec<LbFrontend> {
-    let ports = service
-        .spec
-        .as_ref()
-        .and_then(|s| s.ports.as_deref())
-        .unwrap_or_default();
+fn frontends_of(front: &Front, address: IpAddr, vnet: &str, slices: &[&EndpointSlice]) -> Vec<LbFrontend> {
     let mut out = Vec::new();
-    for port in ports {
+    for port in ports(&front.service) {
         let protocol = port.protocol.as_deref().unwrap_or("TCP").to_lowercase();
         let Ok(number) = u16::try_from(port.port) else { continue };
         if !matches!(protocol.as_str(), "tcp" | "udp") {
@@ -168,9 +197,18 @@ fn frontends_of(service: &Service, address: IpAddr, vnet: &str, slices: &[&Endpo
             port: number,
             virtual_network: vnet.to_owned(),
             backends,
+            sources: front.request.sources.iter().map(|n| (*n).into()).collect(),
+            client_affinity: front.request.client_affinity,
+            idle_timeout_s: front.request.idle_timeout_s,
+            tcp_reset: front.request.tcp_reset,
         });
     }
     out
+}
+
+fn ports(service: &Service) -> &[ServicePort] {
+    let spec = service.spec.as_ref();
+    spec.and_then(|s| s.ports.as_deref()).unwrap_or_default()
 }
 
 fn backends_of(slice: &EndpointSlice, port: &ServicePort) -> Vec<LbBackend> {
@@ -200,18 +238,68 @@ struct Pass<'a> {
     view: &'a ClusterView,
     ids: &'a Ids,
     client: &'a Client,
+    recorder: Option<Arc<Recorder>>,
+    subscription: &'a str,
+    /// ARM id of the subnet of the first pool, and home name of its virtual network.
+    nodes_subnet: String,
+    vnet: String,
 }
 
 impl Pass<'_> {
-    /// The Service's public address, made if need be; `None` until the allocator has given one.
-    async fn address(&self, service: &Service, uid: &str) -> Result<Option<IpAddr>, Error> {
+    /// Finds, or asks for, what the Service needs; the inner error is for its owner.
+    async fn place(&self, service: &Arc<Service>, uid: &str, request: Request) -> Result<Result<Front, String>, Error> {
+        let found = match &request.place {
+            Place::Public { name, group, label } => {
+                if name.is_some() || request.address.is_some() {
+                    self.named_address(name.as_deref(), group.as_deref(), request.address)
+                } else {
+                    self.own_address(service, uid, label.as_deref()).await?
+                }
+            }
+            Place::Internal { subnet } => self.private_address(uid, subnet.as_deref(), request.address),
+        };
+        Ok(found.map(|(properties, address)| Front {
+            service: service.clone(),
+            uid: uid.to_owned(),
+            request,
+            properties,
+            address,
+        }))
+    }
+
+    /// The public address made for the Service, made if need be.
+    async fn own_address(
+        &self,
+        service: &Service,
+        uid: &str,
+        label: Option<&str>,
+    ) -> Result<Result<(Value, Option<IpAddr>), String>, Error> {
         let id = self.ids.service_address(uid);
         let name = object_name(&id);
+        let settings = label.map_or(Value::Null, |l| json!({"domainNameLabel": l}));
+        let other = self.context.public_ips.list().into_iter().find(|o| {
+            let theirs = &o.spec.body["properties"]["dnsSettings"]["domainNameLabel"];
+            label.is_some()
+                && theirs.as_str() == label
+                && o.name() != name
+                && o.spec.body["location"] == self.view.location
+        });
+        if let Some(other) = other {
+            return Ok(Err(format!(
+                "DNS label {} is used by {}",
+                label.unwrap_or_default(),
+                other.spec.id
+            )));
+        }
+        let properties = json!({"publicIPAddress": {"id": id}});
         let Some(object) = self.context.public_ips.get("", &name) else {
             let (ns, svc) = (service.metadata.namespace.as_deref(), service.metadata.name.as_deref());
             let tag = format!("{}/{}", ns.unwrap_or_default(), svc.unwrap_or_default());
-            let body = json!({"location": self.view.location, "sku": {"name": "Standard"}, "tags": {"k8s-azure-service": tag},
+            let mut body = json!({"location": self.view.location, "sku": {"name": "Standard"}, "tags": {"k8s-azure-service": tag},
                 "properties": {"publicIPAllocationMethod": "Static", "publicIPAddressVersion": "IPv4"}});
+            if label.is_some() {
+                body["properties"]["dnsSettings"] = settings;
+            }
             let mut object = PublicIPAddress::new(name, ArmSpec { id: id.clone(), body });
             own(&mut object.metadata, self.cluster, &id);
             object
@@ -219,35 +307,168 @@ impl Pass<'_> {
                 .labels
                 .get_or_insert_default()
                 .insert(SERVICE_LABEL.to_owned(), uid.to_owned());
+            self.event(
+                service,
+                EventType::Normal,
+                "EnsuringLoadBalancer",
+                "Ensuring load balancer",
+            );
             self.context.create(None, &object).await?;
-            return Ok(None);
+            return Ok(Ok((properties, None)));
         };
-        match address_of(object.status.as_ref()) {
-            Ok(address) => Ok(address),
-            Err(Progress::Failed(e)) => {
-                tracing::warn!(service = service.metadata.name, error = e.message, "no public address");
-                Ok(None)
+        if object.spec.body["properties"]["dnsSettings"]["domainNameLabel"].as_str() != label {
+            let patch = Patch::Merge(json!({"spec": {"body": {"properties": {"dnsSettings": settings}}}}));
+            self.context
+                .home
+                .patch::<PublicIPAddress>(None, &name, &patch, None)
+                .await?;
+        }
+        Ok(match address_of(object.status.as_ref()) {
+            Ok(address) => Ok((properties, address)),
+            Err(Progress::Failed(e)) => Err(e.message),
+            Err(_) => Ok((properties, None)),
+        })
+    }
+
+    /// A public address that somebody made, by name or by number.
+    fn named_address(
+        &self,
+        name: Option<&str>,
+        group: Option<&str>,
+        address: Option<Ipv4Addr>,
+    ) -> Result<(Value, Option<IpAddr>), String> {
+        let group = group.unwrap_or(&self.view.node_resource_group);
+        let scope = resources::group_id(self.subscription, group);
+        let given = |o: &PublicIPAddress| address_of(o.status.as_ref()).ok().flatten();
+        let found = match name {
+            Some(name) => {
+                let id = format!("{scope}/providers/Microsoft.Network/publicIPAddresses/{name}");
+                self.context
+                    .public_ips
+                    .get("", &object_name(&id))
+                    .ok_or_else(|| format!("user supplied IP Name {name} was not found in resource group {group}"))?
             }
-            Err(_) => Ok(None),
+            None => {
+                let wanted = address.map(IpAddr::V4);
+                let within = |o: &PublicIPAddress| {
+                    let id = o.spec.id.to_lowercase();
+                    id.starts_with(&format!("{}/", scope.to_lowercase()))
+                };
+                let all = self.context.public_ips.list();
+                let found = all.into_iter().find(|o| given(o) == wanted && within(o));
+                let missing = || {
+                    let address = address.map(|a| a.to_string()).unwrap_or_default();
+                    format!("user supplied IP Address {address} was not found in resource group {group}")
+                };
+                found.ok_or_else(missing)?
+            }
+        };
+        let id = &found.spec.id;
+        let shown = found.status.as_ref().map_or(&Value::Null, |s| &s.properties);
+        let users = ["ipConfiguration", "natGateway"]
+            .iter()
+            .filter_map(|f| shown[f]["id"].as_str());
+        let own = self.ids.load_balancer().to_lowercase();
+        if let Some(user) = users
+            .into_iter()
+            .find(|u| !u.to_lowercase().starts_with(&format!("{own}/")))
+        {
+            return Err(format!("public IP address {id} is in use by {user}"));
+        }
+        let of_service = found
+            .metadata
+            .labels
+            .as_ref()
+            .is_some_and(|l| l.contains_key(SERVICE_LABEL));
+        if of_service || found.spec.body["oaks"]["endpoint"] == true || found.metadata.deletion_timestamp.is_some() {
+            return Err(format!(
+                "public IP address {id} belongs to the platform, to another Service, or is going"
+            ));
+        }
+        if let (Some(wanted), Some(has)) = (address, given(&found))
+            && has != wanted
+        {
+            return Err(format!("public IP address {id} is {has}, not {wanted}"));
+        }
+        Ok((json!({"publicIPAddress": {"id": id}}), given(&found)))
+    }
+
+    /// A frontend in a subnet of the cluster's virtual network.
+    fn private_address(
+        &self,
+        uid: &str,
+        subnet: Option<&str>,
+        address: Option<Ipv4Addr>,
+    ) -> Result<(Value, Option<IpAddr>), String> {
+        let subnet_id = match (subnet, self.nodes_subnet.rsplit_once('/')) {
+            (Some(name), Some((vnet, _))) => format!("{vnet}/{name}"),
+            _ => self.nodes_subnet.clone(),
+        };
+        let name = subnet_id.rsplit('/').next().unwrap_or_default();
+        let vnet = self.context.vnets.get("", &self.vnet);
+        let vnet = vnet.and_then(|v| VnetView::parse(&v.spec.body).ok());
+        let here = vnet.as_ref().and_then(|v| v.subnet(name));
+        let Some(here) = here else {
+            return Err(format!("subnet {name} is not in the cluster's virtual network"));
+        };
+        let mut properties = json!({"subnet": {"id": subnet_id}, "privateIPAllocationMethod": "Dynamic"});
+        if let Some(address) = address {
+            if !here.is_usable(address.into()) {
+                return Err(format!(
+                    "{address} is not one of the usable addresses of subnet {name} ({})",
+                    here.prefix
+                ));
+            }
+            let nics = self.context.nics.list();
+            let holder = nics.iter().find(|n| {
+                let given = n.status.as_ref().and_then(|s| NicAddresses::parse(&s.properties));
+                let same = |v: &str| subnet_ref(v).is_some_and(|s| s.0 == self.vnet);
+                given.is_some_and(|g| g.ip_configs.iter().any(|c| c.address == address && same(&c.subnet)))
+            });
+            if let Some(nic) = holder {
+                return Err(format!("{address} is already allocated to {}", nic.spec.id));
+            }
+            properties["privateIPAddress"] = json!(address);
+            properties["privateIPAllocationMethod"] = json!("Static");
+        }
+        let lb = self
+            .context
+            .load_balancers
+            .get("", &object_name(&self.ids.internal_load_balancer()));
+        let Some(status) = lb.as_ref().and_then(|lb| lb.status.as_ref()) else {
+            return Ok((properties, None));
+        };
+        let frontend = format!("a{}", uid.replace('-', ""));
+        let shown = status.properties["frontendIPConfigurations"].as_array();
+        let shown = shown.into_iter().flatten().find(|f| f["name"] == frontend.as_str());
+        let given = shown.map(|f| &f["properties"]).filter(|p| {
+            let same_subnet = p["subnet"]["id"]
+                .as_str()
+                .is_some_and(|s| s.eq_ignore_ascii_case(&subnet_id));
+            same_subnet && address.is_none_or(|a| p["privateIPAddress"] == a.to_string())
+        });
+        let given: Option<IpAddr> = given.and_then(|p| p["privateIPAddress"].as_str()?.parse().ok());
+        match (&status.error, given) {
+            (Some(e), None) => Err(e.message.clone()),
+            (_, given) => Ok((properties, given)),
         }
     }
 
-    /// Writes the load balancer if it differs; deletes it if it has nothing to do.
-    async fn load_balancer(
-        &self,
-        frontends: &[LbFrontend],
-        services: &[(String, std::sync::Arc<Service>)],
-    ) -> Result<(), Error> {
-        let id = self.ids.load_balancer();
+    /// Writes a load balancer if it differs; deletes it if it has nothing to do.
+    async fn load_balancer(&self, internal: bool, fronts: &[&Front], frontends: &[&LbFrontend]) -> Result<(), Error> {
+        let id = match internal {
+            true => self.ids.internal_load_balancer(),
+            false => self.ids.load_balancer(),
+        };
         let name = object_name(&id);
         let existing = self.context.home.get_opt::<LoadBalancer>(None, &name).await?;
-        if frontends.is_empty() {
+        if fronts.is_empty() {
             if existing.is_some() {
                 self.context.delete::<LoadBalancer>(None, &name).await?;
             }
             return Ok(());
         }
-        let body = self.body(&id, frontends, services);
+        let body = self.body(&id, fronts, frontends);
         match existing {
             Some(old) if old.spec.body == body => Ok(()),
             Some(mut old) => {
@@ -262,26 +483,25 @@ impl Pass<'_> {
         }
     }
 
-    fn body(&self, id: &str, frontends: &[LbFrontend], services: &[(String, std::sync::Arc<Service>)]) -> Value {
+    fn body(&self, id: &str, fronts: &[&Front], frontends: &[&LbFrontend]) -> Value {
         let mut configs = Vec::new();
         let mut rules = Vec::new();
-        for (uid, service) in services {
-            let front = format!("a{}", uid.replace('-', ""));
-            configs.push(
-                json!({"name": front, "id": format!("{id}/frontendIPConfigurations/{front}"),
-                "properties": {"publicIPAddress": {"id": self.ids.service_address(uid)}}}),
-            );
-            for p in service
-                .spec
-                .as_ref()
-                .and_then(|s| s.ports.as_deref())
-                .unwrap_or_default()
-            {
+        for front in fronts {
+            let name = front.name();
+            let frontend = format!("{id}/frontendIPConfigurations/{name}");
+            configs.push(json!({"name": name, "id": frontend, "properties": front.properties}));
+            for p in ports(&front.service) {
                 let protocol = p.protocol.as_deref().unwrap_or("TCP");
-                let name = format!("{front}-{protocol}-{}", p.port);
+                let rule = format!("{name}-{protocol}-{}", p.port);
+                let distribution = if front.request.client_affinity {
+                    "SourceIP"
+                } else {
+                    "Default"
+                };
                 rules.push(
-                    json!({"name": name, "id": format!("{id}/loadBalancingRules/{name}"), "properties": {
-                    "frontendIPConfiguration": {"id": format!("{id}/frontendIPConfigurations/{front}")},
+                    json!({"name": rule, "id": format!("{id}/loadBalancingRules/{rule}"), "properties": {
+                    "frontendIPConfiguration": {"id": frontend}, "loadDistribution": distribution,
+                    "idleTimeoutInMinutes": front.request.idle_timeout_s / 60, "enableTcpReset": front.request.tcp_reset,
                     "protocol": protocol, "frontendPort": p.port, "backendPort": p.port}}),
                 );
             }
@@ -318,7 +538,26 @@ impl Pass<'_> {
             return Ok(());
         }
         self.write_ingress(service, json!([{"ip": address.to_string(), "ipMode": "VIP"}]))
-            .await
+            .await?;
+        self.event(
+            service,
+            EventType::Normal,
+            "EnsuredLoadBalancer",
+            "Ensured load balancer",
+        );
+        Ok(())
+    }
+
+    /// Tells the Service's owner why it has no address.
+    fn failed(&self, service: &Service, problem: &str) {
+        let message = format!("Error syncing load balancer: failed to ensure load balancer: {problem}");
+        self.event(service, EventType::Warning, "SyncLoadBalancerFailed", &message);
+    }
+
+    fn event(&self, service: &Service, kind: EventType, reason: &str, message: &str) {
+        if let Some(recorder) = &self.recorder {
+            recorder.event(service, kind, reason, message);
+        }
     }
 
     /// A Service that is no LoadBalancer (any more) has no address.
@@ -364,9 +603,16 @@ mod tests {
                 {"addresses": ["10.0.0.7"], "conditions": {"ready": false}}]}),
         )
         .unwrap();
-        assert!(is_slice_of(&slice, &service) && is_served(&service));
-        let got = frontends_of(&service, "198.19.0.5".parse().unwrap(), "v", &[&slice]);
-        assert_eq!(got.len(), 2);
+        assert!(is_slice_of(&slice, &service));
+        let front = Front {
+            request: request(&service).unwrap().unwrap(),
+            service: Arc::new(service),
+            uid: "u-1".into(),
+            properties: Value::Null,
+            address: None,
+        };
+        let got = frontends_of(&front, "198.19.0.5".parse().unwrap(), "v", &[&slice]);
+        assert_eq!((got.len(), got[0].idle_timeout_s, got[0].tcp_reset), (2, 240, true));
         let ips: Vec<String> = got[0]
             .backends
             .iter()

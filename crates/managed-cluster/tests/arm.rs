@@ -390,6 +390,67 @@ async fn slow_machines_mean_polls_that_all_say_when_to_come_back() {
     w.platform.stop().await;
 }
 
+/// Services of an internal load balancer, and one that cannot be served.
+async fn internal_services(hosted: &reconcile::Client, home: &reconcile::Client) {
+    let make = |name: &str, annotations: &[(&str, &str)]| -> Service {
+        let all: serde_json::Map<String, Value> = annotations
+            .iter()
+            .map(|(k, v)| (format!("service.beta.kubernetes.io/azure-load-balancer-{k}"), json!(v)))
+            .collect();
+        serde_json::from_value(json!({"apiVersion": "v1", "kind": "Service",
+            "metadata": {"name": name, "namespace": "shop", "annotations": all},
+            "spec": {"type": "LoadBalancer", "sessionAffinity": "ClientIP", "ports": [{"port": 80}]}}))
+        .unwrap()
+    };
+    let fixed = make("fixed", &[("internal", "true"), ("ipv4", "10.240.0.200")]);
+    let dynamic = make("dynamic", &[("internal", "true"), ("internal-subnet", "nodes")]);
+    let lost = make("lost", &[("internal", "true"), ("internal-subnet", "nowhere")]);
+    for service in [&fixed, &dynamic, &lost] {
+        hosted.create(Some("shop"), service).await.unwrap();
+    }
+    let address = |name: &'static str| async move {
+        let s = hosted.get::<Service>(Some("shop"), name).await.unwrap();
+        s.status?.load_balancer?.ingress?.first()?.ip.clone()
+    };
+    assert_eq!(until("the fixed address", || address("fixed")).await, "10.240.0.200");
+    let other = until("an address of the subnet", || address("dynamic")).await;
+    assert!(other.starts_with("10.240.") && other != "10.240.0.200", "{other}");
+    let all = home
+        .list::<LoadBalancer>(None, &Default::default())
+        .await
+        .unwrap()
+        .items;
+    let internal = all
+        .iter()
+        .find(|lb| lb.spec.id.ends_with("/kubernetes-internal"))
+        .unwrap();
+    let frontends = resources::views::lb_frontends(&internal.spec.body).unwrap();
+    assert_eq!(frontends.len(), 2);
+    assert!(frontends.iter().all(|f| f.client_affinity), "{frontends:?}");
+    let told = until("an event about the one that cannot be", || async {
+        let events = hosted
+            .list::<k8s_openapi::api::core::v1::Event>(Some("shop"), &Default::default())
+            .await
+            .unwrap()
+            .items;
+        let of = |e: &&k8s_openapi::api::core::v1::Event| e.involved_object.name.as_deref() == Some("lost");
+        events.iter().find(of).cloned()
+    })
+    .await;
+    assert_eq!(told.reason.as_deref(), Some("SyncLoadBalancerFailed"));
+    assert!(
+        told.message.unwrap().contains("subnet nowhere is not in"),
+        "the reason is told"
+    );
+    assert_eq!(address("lost").await, None);
+    for name in ["fixed", "dynamic", "lost"] {
+        hosted
+            .delete::<Service>(Some("shop"), name, &Default::default())
+            .await
+            .unwrap();
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn load_balancer_services_get_addresses_and_the_virtual_node_joins() {
     let w = World::start(0).await;
@@ -444,6 +505,8 @@ async fn load_balancer_services_get_addresses_and_the_virtual_node_joins() {
     assert_eq!((frontends[0].address.to_string(), frontends[0].port), (ip, 80));
     assert_eq!(frontends[0].backends[0].address.to_string(), "10.240.0.9");
     assert!(frontends[0].virtual_network.starts_with("v-"));
+    assert_eq!((frontends[0].idle_timeout_s, frontends[0].tcp_reset), (240, true));
+    internal_services(&hosted, home).await;
 
     hosted
         .delete::<Service>(Some("shop"), "front", &Default::default())

@@ -21,6 +21,18 @@ pub struct LbFrontend {
     pub virtual_network: String,
     /// Ready pods, in no particular order; empty = connections are refused.
     pub backends: Vec<LbBackend>,
+    /// Who may connect; empty = everyone.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sources: Vec<IpNet>,
+    /// The same client gets the same backend.
+    #[serde(default)]
+    pub client_affinity: bool,
+    /// Idle time after which a flow is forgotten; 0 = the kernel's own.
+    #[serde(default)]
+    pub idle_timeout_s: u32,
+    /// Who sends on a forgotten flow gets a reset.
+    #[serde(default)]
+    pub tcp_reset: bool,
 }
 
 #[derive(Clone, Debug, Deserialize, Serialize, PartialEq, Eq, PartialOrd, Ord)]
@@ -153,6 +165,15 @@ impl SubnetView {
     /// Addresses that NICs may take: all but the first four and the last.
     pub fn usable(&self) -> u64 {
         usable(&self.prefix)
+    }
+
+    /// Whether a NIC or frontend may have `address`: it is in the subnet and none of the five that are reserved.
+    pub fn is_usable(&self, address: IpAddr) -> bool {
+        let (IpNet::V4(prefix), IpAddr::V4(address)) = (self.prefix, address) else {
+            return false;
+        };
+        let offset = u32::from(address).wrapping_sub(u32::from(prefix.network()));
+        prefix.contains(&address) && offset > 3 && address != prefix.broadcast()
     }
 
     pub fn is_delegated_to(&self, service: &str) -> bool {
@@ -409,6 +430,9 @@ mod tests {
               "delegations": [{"name": "0", "properties": {"serviceName": "microsoft.containerinstance/containergroups"}}]}}]}});
         let v = VnetView::parse(&body).unwrap();
         assert_eq!(v.subnet("NODES").unwrap().usable(), 1019);
+        let usable = |a: &str| v.subnet("nodes").unwrap().is_usable(a.parse().unwrap());
+        assert!(usable("10.240.0.4") && usable("10.240.3.254"));
+        assert!(!usable("10.240.0.3") && !usable("10.240.3.255") && !usable("10.240.4.4") && !usable("fd00::4"));
         assert!(v.subnet("groups").unwrap().is_delegated_to(CONTAINER_GROUPS));
         body["properties"]["subnets"][1]["properties"]["addressPrefixes"][0] = json!("10.240.4.1/24");
         let e = VnetView::parse(&body).unwrap_err().to_string();

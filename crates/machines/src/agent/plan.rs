@@ -15,9 +15,9 @@ use vnet_model::{
     address::Mac,
     arm::{routes, security_rules},
     fabric::{
-        BackendSpec, CLUSTER_MARK_MASK, ClusterServicesSpec, DnsSpec, EdgeSpec, FabricSpec, FrontendSpec, IpConfigSpec,
-        NextHop, NicKind, NicSpec, PeerSpec, Protocol, RouteSpec, RouteTableSpec, SecurityGroupSpec, SubnetSpec,
-        VnetSpec,
+        BackendSpec, CLUSTER_MARK_MASK, ClusterServicesSpec, Distribution, DnsSpec, EdgeSpec, FabricSpec, FrontendSpec,
+        IpConfigSpec, NextHop, NicKind, NicSpec, PeerSpec, Protocol, RouteSpec, RouteTableSpec, SecurityGroupSpec,
+        SubnetSpec, VnetSpec,
     },
     nsg::deny_all,
     service_tags::ServiceTags,
@@ -337,8 +337,18 @@ fn add_frontends(lb: &LoadBalancer, vnets: &mut BTreeMap<String, VnetSpec>) -> R
                 })
             })
             .collect::<Result<_, String>>()?;
-        vnet.frontends
-            .push(FrontendSpec::new(v4(f.address)?, protocol, f.port, backends));
+        let sources = f.sources.iter().map(self::v4).collect::<Result<_, String>>()?;
+        vnet.frontends.push(FrontendSpec {
+            distribution: if f.client_affinity {
+                Distribution::SourceIp
+            } else {
+                Distribution::FiveTuple
+            },
+            idle_timeout_s: f.idle_timeout_s,
+            tcp_reset: f.tcp_reset,
+            sources,
+            ..FrontendSpec::new(v4(f.address)?, protocol, f.port, backends)
+        });
     }
     Ok(())
 }
