@@ -151,9 +151,9 @@ fn aggregated(table: &TypeTable, wanted: impl Fn(&str) -> bool) -> Value {
 }
 
 fn aggregated_resource(r: &ResourceInfo) -> Value {
-    // Group and version stay empty where they are the resource's own.
+    // Group and version stay empty where they are the resource's own, but for those that a definition brought.
     let kind = |k: &Gvk| {
-        let own = (&*k.group, &*k.version) == (r.group.as_str(), r.version.as_str());
+        let own = !r.custom && (&*k.group, &*k.version) == (r.group.as_str(), r.version.as_str());
         let (group, version) = if own { ("", "") } else { (&*k.group, &*k.version) };
         json!({ "group": group, "version": version, "kind": &*k.kind })
     };

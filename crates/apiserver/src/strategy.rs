@@ -159,7 +159,9 @@ pub fn prepare_update(served: &Served, part: Part, old: &Value, new: &mut Value)
         Part::Status => {
             let status = new.get("status").cloned();
             let mut metadata = old["metadata"].clone();
-            let keep: &[&str] = if served.is("", "pods") || served.is("", "nodes") || served.info.custom {
+            let keep: &[&str] = if served.custom.is_some() {
+                &[]
+            } else if served.is("", "pods") || served.is("", "nodes") || served.info.custom {
                 &["labels", "annotations", "finalizers"]
             } else {
                 &["annotations"]

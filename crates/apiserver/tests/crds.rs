@@ -239,7 +239,7 @@ async fn values_are_checked_in_upstreams_words() {
         ),
         (
             json!({"size": 1, "template": {"metadata": {}}}),
-            "spec.template.apiVersion: Required value: must not be empty",
+            "spec.template.apiVersion: Required value, spec.template.kind: Required value",
         ),
     ] {
         let (code, refused) = api.post(WIDGETS, widget("w", spec)).await;
@@ -478,6 +478,35 @@ async fn defaults_reach_objects_that_were_stored_before() {
         .merge(&format!("{WIDGETS}/a"), json!({"spec": {"color": "green"}}))
         .await;
     assert_eq!(code, 422, "{refused}");
+}
+
+#[tokio::test]
+async fn definitions_and_instances_outlive_a_restart() {
+    use apiserver::{ApiServer, ApiServerConfig, ClusterConfig, NoDialer, UserInfo};
+    let dir = tempfile::tempdir().unwrap();
+    let engine = store::ModelEngine::new();
+    let start = async || {
+        let server = ApiServer::new(ApiServerConfig {
+            engine: engine.clone(),
+            dialer: std::sync::Arc::new(NoDialer),
+            data_dir: dir.path().to_owned(),
+            clock: stdx::RealClock::shared(),
+        });
+        let config = ClusterConfig::new("c", "https://127.0.0.1:6443");
+        let cluster = server.create_cluster(config).await.unwrap();
+        (cluster.local_service(UserInfo::admin("test")), cluster)
+    };
+    let (service, cluster) = start().await;
+    let json = "application/json";
+    common::call(&service, "POST", CRDS, json, definition().to_string()).await;
+    let made = widget("a", json!({"size": 1})).to_string();
+    assert_eq!(common::call(&service, "POST", WIDGETS, json, made).await.0, 201);
+    cluster.stop();
+    let (service, _cluster) = start().await;
+    let (code, a) = common::call(&service, "GET", &format!("{WIDGETS}/a"), json, "").await;
+    assert_eq!((code, &a["spec"]), (200, &json!({"size": 1, "color": "red"})), "{a}");
+    let made = widget("b", json!({"size": 1})).to_string();
+    assert_eq!(common::call(&service, "POST", WIDGETS, json, made).await.0, 201);
 }
 
 #[tokio::test]

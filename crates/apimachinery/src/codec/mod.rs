@@ -204,6 +204,7 @@ fn run(
     let mut problems = ctx.problems.take();
     if let Some(structural) = &kind.def.structural {
         let unknown = structural.prune(&mut value);
+        problems.sort_by_key(|p| !p.starts_with("duplicate"));
         problems.extend(unknown.iter().map(|path| format!("unknown field {path:?}")));
     }
     let warnings = match validation {

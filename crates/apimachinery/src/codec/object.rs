@@ -217,6 +217,9 @@ impl<'de> Visitor<'de> for Seed<'_> {
     }
 
     fn visit_f64<E: serde::de::Error>(self, v: f64) -> Result<Value, E> {
+        if matches!(self.expect(), Expect::Any) && v.is_finite() {
+            return Ok(scalar::double(v));
+        }
         match Number::from_f64(v) {
             Some(n) => self.number(n),
             None => Err(E::custom("number is not finite")),

@@ -5,14 +5,10 @@ use serde_json::Value;
 
 use super::since;
 
-/// The cell at `path`. Nothing found is `null` for numbers and booleans, empty text otherwise.
+/// The cell at `path`; `null` if nothing is there.
 pub(super) fn cell(object: &Value, path: &str, ty: &str, now: Timestamp) -> Value {
     let Some(found) = find(object, path) else {
-        return if matches!(ty, "integer" | "number" | "boolean") {
-            Value::Null
-        } else {
-            "".into()
-        };
+        return Value::Null;
     };
     match ty {
         "date" => since(found.as_str(), now).into(),
@@ -119,9 +115,9 @@ mod tests {
                 "string",
                 json!("True"),
             ),
-            (".spec.none", "string", json!("")),
+            (".spec.none", "string", Value::Null),
             (".spec.none", "integer", Value::Null),
-            (".[", "string", json!("")),
+            (".[", "string", Value::Null),
         ] {
             assert_eq!(cell(&object, path, ty, now), want, "{path}");
         }

@@ -256,14 +256,13 @@ fn restrict(schema: &Value, dialect: Dialect) -> Value {
         return schema.clone();
     };
     let mut out = Map::new();
-    let either = schema.get("x-kubernetes-int-or-string").is_some_and(|v| v == true);
-    let open = schema
-        .get("x-kubernetes-preserve-unknown-fields")
-        .is_some_and(|v| v == true);
+    let flag = |key: &str| schema.get(key).is_some_and(|v| v == true);
+    let either = flag("x-kubernetes-int-or-string");
+    let open = flag("x-kubernetes-preserve-unknown-fields");
     for (key, value) in schema {
         let kept = match (key.as_str(), dialect) {
             ("properties", Dialect::V2) if open => continue,
-            ("type", Dialect::V2) if either => continue,
+            ("type", Dialect::V2) if either || open || flag("nullable") => continue,
             ("properties", _) => {
                 let inner = value.as_object().into_iter().flatten();
                 inner
@@ -278,7 +277,25 @@ fn restrict(schema: &Value, dialect: Dialect) -> Value {
         };
         out.insert(key.clone(), kept);
     }
-    Value::Object(out)
+    let mut out = Value::Object(out);
+    if flag("x-kubernetes-embedded-resource") && dialect == Dialect::V3 {
+        // A whole object: the reader learns of the fields that every object has.
+        out["properties"]["apiVersion"] = json!({ "type": "string" });
+        out["properties"]["kind"] = json!({ "type": "string" });
+        out["properties"]["metadata"] =
+            json!({ "allOf": [{ "$ref": format!("#/components/schemas/{META}ObjectMeta") }] });
+        let mut required = vec![Value::from("kind"), "apiVersion".into()];
+        required.extend(
+            schema
+                .get("required")
+                .and_then(Value::as_array)
+                .into_iter()
+                .flatten()
+                .cloned(),
+        );
+        out["required"] = required.into();
+    }
+    out
 }
 
 fn leaf(name: &str, dialect: Dialect) -> Option<Value> {

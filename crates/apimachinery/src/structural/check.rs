@@ -107,8 +107,21 @@ impl Walk {
             Type::Number => matches!(found, "integer" | "number"),
             other => other.name() == found,
         };
-        if !fits {
-            self.wrong_type(path, node.ty.name(), found);
+        if fits {
+            return;
+        }
+        let format = node.rules.as_ref().and_then(|r| r.format).filter(|f| f.of_number());
+        match (format, value) {
+            // Where a number of a format is expected, the format is the type, and so is the one found.
+            (Some(format), Value::Bool(_) | Value::Number(_) | Value::Object(_)) => {
+                let found = match value {
+                    Value::Number(n) if n.is_f64() => "float64",
+                    Value::Number(_) => "int64",
+                    _ => "",
+                };
+                self.wrong_type(path, format.name(), found);
+            }
+            _ => self.wrong_type(path, node.ty.name(), found),
         }
     }
 
@@ -145,6 +158,17 @@ impl Walk {
     }
 
     fn number(&mut self, rules: &Rules, path: &str, number: &Number) {
+        if let Some(format) = rules.format.filter(|f| !f.holds(number)) {
+            let ty = match format {
+                Format::Float | Format::Double => "number",
+                _ => "integer",
+            };
+            let what = format!(
+                "Checked value must be of type {ty} with format {} in {path}",
+                format.name()
+            );
+            self.push(FieldError::invalid(NO_PATH, "", &what));
+        }
         let value = number.as_f64().unwrap_or_default();
         let shown = || Value::Number(number.clone());
         if let Some(factor) = rules.multiple_of.filter(|f| *f > 0.0) {
@@ -174,11 +198,6 @@ impl Walk {
                     &format!("should be greater than or equal to {}", plain(min)),
                 );
             }
-        }
-        // Formats of numbers are bounds; the type itself was checked before.
-        if let Some(format) = rules.format.filter(|f| !f.holds(number)) {
-            let detail = format!("{path} in body must be of type {}: {number}", format.name());
-            self.push(FieldError::new(FieldErrorKind::TypeInvalid, path, shown(), &detail));
         }
     }
 
@@ -321,10 +340,10 @@ impl Format {
     /// Whether a number is in the format's range; formats of text take any number.
     fn holds(self, number: &Number) -> bool {
         match self {
-            Format::Int32 if self.of_number() => number
+            Format::Int32 => number
                 .as_f64()
-                .is_some_and(|n| n >= f64::from(i32::MIN) && n <= f64::from(i32::MAX)),
-            Format::Int64 => number.as_i64().is_some() || number.is_f64(),
+                .is_some_and(|n| n.fract() == 0.0 && n >= f64::from(i32::MIN) && n <= f64::from(i32::MAX)),
+            Format::Int64 => number.as_i64().is_some() || number.as_f64().is_some_and(|n| n.fract() == 0.0),
             _ => true,
         }
     }

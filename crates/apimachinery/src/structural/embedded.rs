@@ -43,7 +43,7 @@ fn walk(node: &Node, path: &str, value: &Value, errors: &mut Vec<FieldError>) {
 fn resource(path: &str, object: &Value, errors: &mut Vec<FieldError>) {
     for key in ["apiVersion", "kind"] {
         match object.get(key) {
-            None | Some(Value::Null) => errors.push(FieldError::required(join(path, key), "must not be empty")),
+            None | Some(Value::Null) => errors.push(FieldError::required(join(path, key), "")),
             Some(Value::String(text)) if text.is_empty() => {
                 errors.push(FieldError::required(join(path, key), "must not be empty"));
             }

@@ -52,9 +52,15 @@ fn build(text: &str) -> Result<Regex, String> {
         .map_err(|error| match error {
             regex::Error::CompiledTooBig(limit) => format!("its program is larger than {limit} bytes"),
             other => {
-                let text = other.to_string();
-                let last = text.lines().last().unwrap_or_default();
-                last.trim_start_matches("error: ").to_owned()
+                let printed = other.to_string();
+                let last = printed.lines().last().unwrap_or_default();
+                let why = match last.trim_start_matches("error: ") {
+                    "unclosed group" => format!("missing closing ): `{text}`"),
+                    "unopened group" => format!("unexpected ): `{text}`"),
+                    "unclosed character class" => format!("missing closing ]: `{text}`"),
+                    other => other.to_owned(),
+                };
+                format!("error parsing regexp: {why}")
             }
         })
 }

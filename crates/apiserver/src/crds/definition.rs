@@ -222,7 +222,13 @@ fn compile(
                     json_path: text(c, "jsonPath"),
                     priority: c["priority"].as_i64().unwrap_or_default() as i32,
                     format: text(c, "format"),
-                    description: text(c, "description"),
+                    description: match c["description"].as_str().filter(|d| !d.is_empty()) {
+                        Some(given) => given.to_owned(),
+                        None => format!(
+                            "Custom resource definition column (in JSONPath format): {}",
+                            text(c, "jsonPath")
+                        ),
+                    },
                 })
                 .collect(),
             schema: Arc::new(source.clone()),

@@ -146,6 +146,9 @@ impl Filter {
                 || (field == "metadata.namespace" && cx.served.info.namespaced)
                 || selectable.contains(&field)
                 || cx.served.info.selectable.iter().any(|f| f == field);
+            if !known && cx.served.custom.is_some() {
+                return Err(Status::bad_request(&format!("field label not supported: {field}")));
+            }
             if !known {
                 return Err(Status::bad_request(&format!(
                     "Unable to find {:?} that match label selector {:?}, field selector {:?}: field label not supported: {field}",

@@ -162,7 +162,14 @@ async fn set_replicas(
 ) -> Result<std::sync::Arc<crate::object::Object>, Status> {
     let dry_run = cx.dry_run()?;
     update::modify(cx, Part::Main, given, dry_run, |current| {
-        let scale = change(&scale_of(cx, current)?)?;
+        // Where there are none yet, a change makes them.
+        let mut counted = current.clone();
+        if let Some(paths) = &cx.served.info.scale
+            && counted.pointer(&pointer(&paths.spec_replicas)).is_none()
+        {
+            scale_to(cx, &mut counted, 0);
+        }
+        let scale = change(&scale_of(cx, &counted)?)?;
         let replicas = scale["spec"]["replicas"].as_i64().unwrap_or(0);
         if replicas < 0 {
             let error = FieldError::invalid("spec.replicas", replicas, "must be greater than or equal to 0");

@@ -126,7 +126,7 @@ fn stored_versions(errors: &mut Errors, definition: &Value) {
     let path = "status.storedVersions";
     let stored = &definition["status"]["storedVersions"];
     if list(stored).is_empty() {
-        errors.invalid(path, stored.clone(), "must have at least one stored version");
+        errors.invalid(path, Value::Null, "must have at least one stored version");
         return;
     }
     let versions = list(&definition["spec"]["versions"]);
@@ -178,6 +178,10 @@ fn spec(errors: &mut Errors, spec: &Value) {
         let wrong = names::dns_1035_label(name);
         if !wrong.is_empty() {
             errors.invalid(format!("{at}.name"), name, &wrong.join(","));
+            if i == 0 {
+                // The first version stands at the top in upstream's model too.
+                errors.invalid("spec.version", name, &wrong.join(","));
+            }
         }
         deprecation(errors, &at, version);
         if let Some(path) = place("schema", "validation", i) {
