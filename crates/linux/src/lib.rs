@@ -4,6 +4,7 @@
 //! * [`netlink`]: a sequence-checked socket; links, addresses, routes and neighbours as plain data.
 //! * [`nft`]: tables as plain data, applied in one transaction.
 //! * [`conntrack`]: forgetting the connections of an address.
+//! * [`tun`]: TUN devices.
 //! * [`sysctl`]: `net.*` keys of the calling thread's network namespace.
 //! * [`mount`], [`cgroup`], [`process`]: what machines and sandboxes are made of.
 
@@ -15,3 +16,4 @@ pub mod netns;
 pub mod nft;
 pub mod process;
 pub mod sysctl;
+pub mod tun;

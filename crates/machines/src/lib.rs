@@ -5,6 +5,7 @@
 
 pub mod agent;
 pub mod dial;
+pub mod hosts;
 pub mod namespace;
 pub mod node_config;
 mod sys;

@@ -264,6 +264,7 @@ fn machine_spec(
         taints: view.taints.clone(),
         bootstrap: pass.bootstrap(secret),
         running: true,
+        host: String::new(),
     }
 }
 

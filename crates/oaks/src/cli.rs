@@ -90,8 +90,14 @@ pub enum Verb {
     },
     /// Run the API server, controllers and ARM in the foreground (started by `up`).
     Server(UpArgs),
-    /// Run the host agent in the foreground (started by `up`).
-    Host(UpArgs),
+    /// Run the host agent in the foreground (started by `up`), or add machines to the platform.
+    #[command(args_conflicts_with_subcommands = true)]
+    Host {
+        #[command(flatten)]
+        args: UpArgs,
+        #[command(subcommand)]
+        verb: Option<HostVerb>,
+    },
     /// Start server and host agent again when they end (started by `up`).
     #[command(hide = true)]
     Keeper(UpArgs),
@@ -106,7 +112,7 @@ pub enum Verb {
     MachineBoot,
 }
 
-#[derive(Clone, Debug, Args)]
+#[derive(Clone, Debug, Default, Args)]
 pub struct UpArgs {
     /// Where the home cluster's API answers.
     #[arg(long, env = "OAKS_API_LISTEN")]
@@ -129,9 +135,59 @@ pub struct UpArgs {
     /// Folder for the keys that encrypt secrets at rest, outside the data folder [default: with the clusters' other keys].
     #[arg(long, env = "OAKS_KEYS_DIR")]
     pub keys_dir: Option<PathBuf>,
+    /// IPv4 address of this machine that other hosts reach it at: lets them join (`oaks host token`).
+    #[arg(long, env = "OAKS_UNDERLAY")]
+    pub underlay: Option<std::net::Ipv4Addr>,
+    /// This host's name among others [default: the machine's].
+    #[arg(long, env = "OAKS_HOST_NAME")]
+    pub host_name: Option<String>,
     /// Folder with oaks-init, oaks-runc, azure-vnet and azure-vnet-ipam [default: beside this program].
     #[arg(long, env = "OAKS_LIBEXEC")]
     pub libexec: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum HostVerb {
+    /// Let another machine join this platform: prints the command to run there.
+    Token {
+        /// Name of the host; it may join again under the same name.
+        name: String,
+        /// How long the token may be used, for example 30m or 2h.
+        #[arg(long, default_value = "1h", value_parser = seconds)]
+        ttl: u64,
+    },
+    /// Make this machine a host of another one's platform.
+    Join {
+        /// IPv4 address of this machine that the platform's other hosts reach it at.
+        #[arg(long)]
+        underlay: std::net::Ipv4Addr,
+        /// Link that pods here reach the outside through: `auto`, `none`, or a name.
+        #[arg(long, env = "OAKS_UPLINK")]
+        uplink: Option<String>,
+        /// Folder with oaks-init, oaks-runc, azure-vnet and azure-vnet-ipam [default: beside this program].
+        #[arg(long, env = "OAKS_LIBEXEC")]
+        libexec: Option<PathBuf>,
+        /// What `oaks host token` printed.
+        token: String,
+    },
+}
+
+/// `90s`, `30m`, `2h`, or a number of seconds.
+fn seconds(text: &str) -> Result<u64, String> {
+    let (number, unit) = match text.find(|c: char| !c.is_ascii_digit()) {
+        Some(at) => text.split_at(at),
+        None => (text, "s"),
+    };
+    let factor = match unit {
+        "s" => 1,
+        "m" => 60,
+        "h" => 3600,
+        _ => return Err(format!("{text:?} is no time; use for example 30m or 2h")),
+    };
+    let number: u64 = number.parse().map_err(|_| format!("{text:?} is no time"))?;
+    number
+        .checked_mul(factor)
+        .ok_or_else(|| format!("{text:?} is too long"))
 }
 
 #[derive(Debug, Subcommand)]
@@ -185,6 +241,9 @@ pub struct Settings {
     pub uplink: String,
     /// As configured, without `AzureCloud`.
     pub service_tags: ServiceTags,
+    /// Without one the host stands alone.
+    pub underlay: Option<std::net::Ipv4Addr>,
+    pub host_name: Option<String>,
     pub libexec: Option<PathBuf>,
     /// Where the keys that seal secrets live, if not with the others.
     pub keys_dir: Option<PathBuf>,
@@ -204,6 +263,8 @@ struct File {
     public_pool: Option<String>,
     uplink: Option<String>,
     service_tag: Vec<String>,
+    underlay: Option<std::net::Ipv4Addr>,
+    host_name: Option<String>,
     libexec: Option<PathBuf>,
     audit_policy: Option<String>,
     keys_dir: Option<PathBuf>,
@@ -251,7 +312,14 @@ impl Settings {
         let service_tags = ServiceTags::parse(tags).context("--service-tag")?;
         let audit_policy = args.and_then(|a| a.audit_policy.clone()).or(file.audit_policy);
         let audit_policy = audit_policy.map(read_policy).transpose().context("--audit-policy")?;
+        let host_name = args.and_then(|a| a.host_name.clone()).or(file.host_name);
+        host_name
+            .as_deref()
+            .map_or(Ok(()), crate::hosts::check_name)
+            .context("--host-name")?;
         Ok(Self {
+            underlay: args.and_then(|a| a.underlay).or(file.underlay),
+            host_name,
             audit_policy,
             keys_dir: args
                 .and_then(|a| a.keys_dir.clone())
@@ -300,6 +368,8 @@ impl Settings {
                 .map(|(given, _)| format!("--audit-policy={given}")),
         );
         out.extend(self.keys_dir.iter().map(|d| format!("--keys-dir={}", d.display())));
+        out.extend(self.underlay.iter().map(|u| format!("--underlay={u}")));
+        out.extend(self.host_name.iter().map(|n| format!("--host-name={n}")));
         out.extend(self.libexec.iter().map(|l| format!("--libexec={}", l.display())));
         out
     }
@@ -342,7 +412,28 @@ pub fn run() -> Result<()> {
         Verb::Demo { dir, json } => block_on(crate::demo::run(&settings(None)?, dir, *json)),
         Verb::Bench { image, json } => block_on(crate::bench::run(&settings(None)?, image, *json)),
         Verb::Server(args) => service(crate::server::run(&settings(Some(args))?)),
-        Verb::Host(args) => service(crate::host::run(&settings(Some(args))?)),
+        Verb::Host { args, verb: None } => service(crate::host::run(&settings(Some(args))?)),
+        Verb::Host {
+            verb: Some(HostVerb::Token { name, ttl }),
+            ..
+        } => block_on(crate::hosts::token(&settings(None)?, name, *ttl)),
+        Verb::Host {
+            verb:
+                Some(HostVerb::Join {
+                    underlay,
+                    uplink,
+                    libexec,
+                    token,
+                }),
+            ..
+        } => {
+            let args = UpArgs {
+                uplink: uplink.clone(),
+                libexec: libexec.clone(),
+                ..UpArgs::default()
+            };
+            crate::hosts::join(&settings(Some(&args))?, *underlay, token)
+        }
         Verb::Keeper(args) => crate::keeper::run(&settings(Some(args))?),
         Verb::Node { config } => service(crate::node::run(config)),
         Verb::MachineBoot => machine_boot(),

@@ -58,7 +58,7 @@ fn failed(doing: &str, e: &(dyn std::error::Error + 'static)) -> NicError {
 impl GroupNics {
     pub fn new(config: &AgentConfig, network: Network) -> Self {
         Self {
-            host: config.host.clone(),
+            host: config.here.name.clone(),
             home: config.home.clone(),
             nics: config.informers.get(),
             vnets: config.informers.get(),

@@ -4,7 +4,7 @@ use std::{net::IpAddr, path::Path, sync::Arc};
 
 use anyhow::{Context as _, Result};
 use machines::{
-    agent::{self, AgentConfig, HostPaths, MachineStart},
+    agent::{self, AgentConfig, Here, HostPaths, MachineStart},
     namespace::NamespaceMachines,
     tree::Binaries,
 };
@@ -19,6 +19,7 @@ use crate::{
     down::cgroup_name,
     engine,
     group_nics::GroupNics,
+    hosts::{Joined, check_name},
     keeper, pull,
     server::stop_on_signal,
     tokens::IdentityTokens,
@@ -53,6 +54,8 @@ pub async fn run(settings: &Settings) -> Result<()> {
         .map_err(chained)
         .context("making the machines' cgroup")?;
 
+    let joined = Joined::read(paths)?;
+    let here = here(settings, joined.as_ref())?;
     let pull_socket = paths.run.join("pull.sock");
     let fabric = Arc::new(vnet::Fabric::open(&paths.instance, &paths.run).map_err(chained)?);
     let transit = fabric
@@ -79,7 +82,7 @@ pub async fn run(settings: &Settings) -> Result<()> {
     };
     let config = AgentConfig {
         instance: paths.instance.clone(),
-        host: host_name(),
+        here: here.clone(),
         home: home.clone(),
         informers: informers.clone(),
         fabric: fabric.clone(),
@@ -106,6 +109,15 @@ pub async fn run(settings: &Settings) -> Result<()> {
         clock: RealClock::shared(),
     }));
     fabric.serve(&tokio::runtime::Handle::current());
+    if let Some(underlay) = here.underlay {
+        let capacity = agent::hosts::capacity(underlay, here.primary);
+        tokio::spawn(agent::hosts::announce(
+            home.clone(),
+            here.clone(),
+            capacity,
+            shutdown.clone(),
+        ));
+    }
     let network = agent::Network::start(config.clone(), shutdown.clone())
         .await
         .map_err(chained)
@@ -128,16 +140,20 @@ pub async fn run(settings: &Settings) -> Result<()> {
     up::mark_ready(
         &paths.run,
         "host",
-        &json!({"pool": settings.public_pool.to_string(), "uplink": settings.uplink}),
+        &json!({"pool": settings.public_pool.to_string(), "uplink": settings.uplink, "underlay": here.underlay, "name": here.name}),
     )?;
     tracing::info!(pool = %settings.public_pool, uplink = settings.uplink, "host agent ready");
-    let nodes = tokio::spawn(virtual_nodes::run(
-        settings.clone(),
-        config.clone(),
-        groups_engine,
-        nics,
-        shutdown.clone(),
-    ));
+    let nodes = match joined {
+        // Virtual nodes are the first host's.
+        Some(_) => tokio::spawn(async {}),
+        None => tokio::spawn(virtual_nodes::run(
+            settings.clone(),
+            config.clone(),
+            groups_engine,
+            nics,
+            shutdown.clone(),
+        )),
+    };
     let done = agent::run(config, network, shutdown).await.map_err(chained);
     let _ = nodes.await;
     informers.stop().await;
@@ -159,6 +175,29 @@ fn resolvers(path: &Path) -> Vec<IpAddr> {
         .filter_map(|l| l.strip_prefix("nameserver")?.trim().parse().ok())
         .filter(|a: &IpAddr| !a.is_loopback())
         .collect()
+}
+
+/// This host among others. A name that the machine's own gives is made fit for an object.
+fn here(settings: &Settings, joined: Option<&Joined>) -> Result<Here> {
+    if let Some(joined) = joined {
+        return Ok(Here {
+            name: joined.name.clone(),
+            primary: false,
+            underlay: Some(joined.underlay),
+        });
+    }
+    let name = settings
+        .host_name
+        .clone()
+        .unwrap_or_else(|| host_name().to_ascii_lowercase());
+    if settings.underlay.is_some() {
+        check_name(&name).context("the machine's name does not do as a host's; give one with --host-name")?;
+    }
+    Ok(Here {
+        name,
+        primary: true,
+        underlay: settings.underlay,
+    })
 }
 
 fn host_name() -> String {

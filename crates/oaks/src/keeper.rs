@@ -15,12 +15,10 @@ use anyhow::{Context as _, Result};
 use rustix::fs::FlockOperation;
 use stdx::Shutdown;
 
-use crate::{cli::Settings, paths::Paths, process, up};
+use crate::{cli::Settings, hosts::processes, paths::Paths, process, up};
 
 /// Its name among the instance's processes.
 pub const KEEPER: &str = "keeper";
-/// What it keeps, in the order of starting: the host agent needs the server to start.
-const KEPT: [&str; 2] = ["server", "host"];
 
 /// Wait before the next start of a process that ended soon after the last one; doubled up to the maximum.
 const BACKOFF_FIRST: Duration = Duration::from_millis(200);
@@ -66,10 +64,12 @@ impl StartLock {
 /// Keeps until it is killed.
 pub fn run(settings: &Settings) -> Result<()> {
     let paths = &settings.paths;
-    let mut patience = KEPT.map(|_| Patience::default());
+    // In the order of starting: the host agent needs the server to start.
+    let kept = processes(paths);
+    let mut patience: Vec<Patience> = kept.iter().map(|_| Patience::default()).collect();
     loop {
-        let alive: Vec<i32> = KEPT.iter().filter_map(|n| Some(process::find(paths, n)?.pid)).collect();
-        if alive.len() == KEPT.len() {
+        let alive: Vec<i32> = kept.iter().filter_map(|n| Some(process::find(paths, n)?.pid)).collect();
+        if alive.len() == kept.len() {
             process::wait_any_gone(&alive, Duration::from_secs(60));
             continue;
         }
@@ -78,7 +78,7 @@ pub fn run(settings: &Settings) -> Result<()> {
             continue;
         }
         let mut wait = LOOK;
-        for (name, patience) in KEPT.iter().zip(&mut patience) {
+        for (name, patience) in kept.iter().zip(&mut patience) {
             match patience.left() {
                 Some(left) => wait = wait.min(left),
                 None => start_again(settings, name, patience),
@@ -88,7 +88,7 @@ pub fn run(settings: &Settings) -> Result<()> {
                 break;
             }
         }
-        if KEPT.iter().any(|n| process::find(paths, n).is_none()) {
+        if kept.iter().any(|n| process::find(paths, n).is_none()) {
             std::thread::park_timeout(wait);
         }
     }

@@ -12,6 +12,7 @@ mod down;
 mod engine;
 mod group_nics;
 mod host;
+mod hosts;
 mod image;
 mod keeper;
 mod kubeconfig;

@@ -37,6 +37,10 @@ impl Paths {
     pub fn host_kubeconfig(&self) -> PathBuf {
         self.data.join("host/home.kubeconfig")
     }
+    /// What a host that joined another one's platform remembers; absent elsewhere.
+    pub fn joined(&self) -> PathBuf {
+        self.data.join("host/joined.json")
+    }
     /// What `oaks az` and the demo need of the ARM endpoint: URL, CA, tenant, client id and secret; 0600.
     pub fn arm_access(&self) -> PathBuf {
         self.data.join("arm.json")

@@ -25,8 +25,19 @@ pub fn find(paths: &Paths, name: &str) -> Option<Survivor> {
     let text = fs::read_to_string(paths.pid_file(name)).ok()?;
     let (pid, started) = text.trim().split_once(' ')?;
     let pid: i32 = pid.parse().ok()?;
-    (start_time(pid)? == started.parse::<u64>().ok()? && !is_zombie(pid)).then_some(Survivor { pid })
+    if start_time(pid)? != started.parse::<u64>().ok()? {
+        return None;
+    }
+    if is_zombie(pid) {
+        // Its first thread has ended; until the last one has, its ports and locks are taken.
+        wait_gone(pid, LAST_THREADS);
+        return None;
+    }
+    Some(Survivor { pid })
 }
+
+/// How long a killed process may take to end wholly.
+const LAST_THREADS: Duration = Duration::from_secs(5);
 
 /// A killed process that nobody has reaped yet does not run.
 fn is_zombie(pid: i32) -> bool {

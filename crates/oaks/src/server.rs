@@ -16,7 +16,7 @@ use crate::{
     cli::Settings,
     control_planes::{Credentials, HostedControlPlanes},
     dialer::PlatformDialer,
-    up,
+    hosts, up,
 };
 
 /// The platform's own cluster.
@@ -73,6 +73,12 @@ pub async fn run(settings: &Settings) -> Result<()> {
     let informers = Informers::new(client.clone());
     dialer.set(InwardDialer::new(&informers, fabric.clone()));
     start_controllers(&home, &client, &informers, shutdown.clone());
+    tokio::spawn(machines::hosts::run(
+        client.clone(),
+        informers.clone(),
+        shutdown.clone(),
+    ));
+    tokio::spawn(hosts::approve(client.clone(), informers.clone(), shutdown.clone()));
 
     let planes = Arc::new(HostedControlPlanes::new(
         api.clone(),

@@ -29,8 +29,9 @@ pub fn run(settings: &Settings, output: Output) -> Result<()> {
 }
 
 fn collect(paths: &Paths) -> Value {
-    let processes: Vec<Value> = ["server", "host", crate::keeper::KEEPER]
+    let processes: Vec<Value> = crate::hosts::processes(paths)
         .iter()
+        .chain([&crate::keeper::KEEPER])
         .map(|name| {
             let found = process::find(paths, name);
             let ready: Value = std::fs::read(paths.run.join(format!("{name}.ready")))

@@ -12,6 +12,7 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::{
     cli::Settings,
+    hosts::Joined,
     keeper::{self, StartLock},
     process,
 };
@@ -57,7 +58,17 @@ pub fn run(settings: &Settings) -> Result<()> {
         true => Some(StartLock::take(paths)?),
         false => None,
     };
+    let joined = Joined::read(paths)?;
     let (server, host) = (process::find(paths, "server"), process::find(paths, "host"));
+    if joined.is_some()
+        && let Some(host) = host
+    {
+        bail!(
+            "instance {} is already up (host pid {}); nothing was changed",
+            paths.instance,
+            host.pid
+        );
+    }
     if let (Some(server), Some(host)) = (server, host) {
         bail!(
             "instance {} is already up (server pid {}, host pid {}); nothing was changed. Try `oaks status`, or `oaks down` first",
@@ -74,6 +85,7 @@ pub fn run(settings: &Settings) -> Result<()> {
     keeper::allow(paths);
 
     match server {
+        None if joined.is_some() => {}
         Some(s) => steps.say(&format!("server adopted (pid {})", s.pid)),
         None => {
             port_free("--api-listen", settings.api_listen)?;
@@ -90,7 +102,7 @@ pub fn run(settings: &Settings) -> Result<()> {
         None => {
             if let Err(e) = launch(settings, "host") {
                 // Half an instance is worse than none: what this call started goes again.
-                if server.is_none() {
+                if server.is_none() && joined.is_none() {
                     let _ = process::stop(paths, "server", Duration::from_secs(5));
                 }
                 return Err(e);
@@ -102,6 +114,10 @@ pub fn run(settings: &Settings) -> Result<()> {
         }
     }
     keeper::start(settings)?;
+    if joined.is_some() {
+        println!("\nThis host is up; its platform is another one's. `oaks status` shows what runs here.");
+        return Ok(());
+    }
     println!("\nOaks is up. Next:");
     if let Some(dir) = off_path(&std::env::current_exe()?, std::env::var_os("PATH").as_deref()) {
         steps.next(&format!("export PATH={}:$PATH", dir.display()));
@@ -162,7 +178,7 @@ pub const NEEDED: &[(&str, u32, &str)] = &[
     ("CAP_CHOWN", 0, "file owners in image layers"),
 ];
 
-fn privileges() -> Result<()> {
+pub fn privileges() -> Result<()> {
     let missing = missing_capabilities(&fs::read_to_string("/proc/self/status").unwrap_or_default());
     if let Some((name, what)) = missing.first() {
         bail!("this process lacks {name} ({what}); run as root: sudo oaks up. `oaks doctor` checks everything else");

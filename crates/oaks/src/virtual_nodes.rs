@@ -367,7 +367,7 @@ impl Manager {
         let status = MachineStatus {
             phase: phase.to_owned(),
             message: message.to_owned(),
-            host: self.config.host.clone(),
+            host: self.config.here.name.clone(),
             pid: 0,
             observed_generation: object.metadata.generation.unwrap_or_default(),
         };

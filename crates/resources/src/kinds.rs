@@ -6,6 +6,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::site::{SiteSpec, SiteStatus};
+
 /// API group of every platform kind.
 pub const GROUP: &str = "oaks.internal";
 /// The one served version.
@@ -177,6 +179,14 @@ kind!(
     Machine, "machines", MachineSpec, MachineStatus
 );
 kind!(
+    /// One physical host of the platform and its agent. A platform on a single host has none.
+    Host, "hosts", HostSpec, HostStatus
+);
+kind!(
+    /// One on-premises site of a virtual network.
+    Site, "sites", SiteSpec, SiteStatus
+);
+kind!(
     /// One virtual node of a cluster, run by a host agent.
     VirtualNode, "virtualnodes", VirtualNodeSpec, MachineStatus
 );
@@ -226,6 +236,39 @@ pub struct MachineSpec {
     /// False = powered off, data kept.
     #[serde(default = "yes")]
     pub running: bool,
+    /// Home object name of the Host that runs it: chosen once, when there are Hosts.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub host: String,
+}
+
+/// Written by the host's agent.
+#[derive(Clone, Debug, Default, Deserialize, Serialize, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct HostSpec {
+    /// IPv4 address that the other hosts reach this one at; empty until its agent has started.
+    #[serde(default)]
+    pub underlay: String,
+    /// The host that the platform's own processes stand on: API endpoints are in its edge, virtual nodes are its.
+    #[serde(default)]
+    pub primary: bool,
+    #[serde(default)]
+    pub cpu_milli: i64,
+    #[serde(default)]
+    pub memory_bytes: i64,
+}
+
+/// Written by the platform.
+#[derive(Clone, Debug, Default, Deserialize, Serialize, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct HostStatus {
+    /// Joining, Ready, NotReady.
+    #[serde(default)]
+    pub phase: String,
+    #[serde(default)]
+    pub message: String,
+    /// Unique among the hosts while they are there, 1 to 4095; 0 until it is given.
+    #[serde(default)]
+    pub number: u16,
 }
 
 fn yes() -> bool {
@@ -421,6 +464,28 @@ pub const KINDS: &[KindInfo] = &[
         singular: "machine",
         short_names: &["vm"],
         columns: &[PHASE, NODE],
+    },
+    KindInfo {
+        kind: "Host",
+        plural: "hosts",
+        singular: "host",
+        short_names: &[],
+        columns: &[
+            PHASE,
+            ("Underlay", "string", ".spec.underlay"),
+            ("Message", "string", ".status.message"),
+        ],
+    },
+    KindInfo {
+        kind: "Site",
+        plural: "sites",
+        singular: "site",
+        short_names: &[],
+        columns: &[
+            PHASE,
+            ("Public-Key", "string", ".status.publicKey"),
+            ("Message", "string", ".status.message"),
+        ],
     },
     KindInfo {
         kind: "VirtualNode",

@@ -110,6 +110,39 @@ impl Host {
             .with_context(|| format!("starting {program}"))
     }
 
+    /// A wire to another host: a link `name` in both, with these addresses (with prefix length). Nothing of it is outside.
+    pub fn wire(&self, name: &str, address: &str, other: &Self, other_address: &str) -> Result<()> {
+        // In this host's network but the caller's pid namespace, so that the other's pid means what it means here.
+        let pid = other.pid.to_string();
+        let out = Command::new("nsenter")
+            .args([
+                "-t",
+                &self.pid.to_string(),
+                "-n",
+                "--",
+                "ip",
+                "link",
+                "add",
+                name,
+                "type",
+                "veth",
+                "peer",
+                "name",
+                name,
+            ])
+            .args(["netns", &pid])
+            .output()
+            .context("starting nsenter")?;
+        if !out.status.success() {
+            bail!("a wire {name}: {}", String::from_utf8_lossy(&out.stderr));
+        }
+        for (host, address) in [(self, address), (other, other_address)] {
+            host.run("ip", &["addr", "add", address, "dev", name])?;
+            host.run("ip", &["link", "set", name, "up"])?;
+        }
+        Ok(())
+    }
+
     /// What a clean host must look like again after `oaks down`: links, addresses, routes, rules, nftables, forwarding,
     /// mounts below /run, processes.
     pub fn snapshot(&self) -> Result<HostDiff> {

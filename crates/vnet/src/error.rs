@@ -48,6 +48,8 @@ pub enum Error {
         address: SocketAddr,
         source: io::Error,
     },
+    #[error("cannot make the link of site {site}")]
+    Site { site: String, source: io::Error },
     #[error("cannot read {path}")]
     Read { path: PathBuf, source: io::Error },
 }

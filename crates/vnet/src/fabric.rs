@@ -20,15 +20,17 @@ use crate::join::{
     join_host, join_hosts, join_peers, join_vnet, part_peers, part_strangers, remember_uplink, unplug_strangers,
 };
 use crate::names::{
-    BALANCER_TABLE, EDGE_LINK, EDGE_TABLE, HOSTS_TABLE, NEIGHBOUR_TABLE, OUTBOUND_TABLE, SECURITY_TABLE, VNET_TABLE,
-    edge_pin, host_link, host_table, nic_link, pins, vnet_of_pin, vnet_pin,
+    BALANCER_TABLE, EDGE_LINK, EDGE_TABLE, HOSTS_TABLE, NEIGHBOUR_TABLE, OUTBOUND_TABLE, SECURITY_TABLE, SITES_TABLE,
+    VNET_TABLE, edge_pin, host_link, host_table, nic_link, pins, vnet_of_pin, vnet_pin,
 };
 use crate::plan::{
-    NamespacePlan, Transit, assign_slots, ended_addresses, ended_ways, plan_edge, plan_host, plan_vnet, vnet_sysctls,
-    vxlans,
+    NamespacePlan, Transit, assign_slots, ended_addresses, ended_ways, plan_edge, plan_host, plan_vnet, sites_here,
+    vnet_sysctls, vxlans,
 };
 use crate::probe::{Health, Probes};
 use crate::serve::Servers;
+use crate::sites::{Tunnels, join_sites};
+use crate::tunnel::TunnelKeys;
 use crate::{Error, dial, teardown};
 
 /// One instance's data plane. Calls block for about a millisecond per change; they may come from any thread.
@@ -46,6 +48,7 @@ struct State {
     /// As applied last; attach and dial look here.
     spec: FabricSpec,
     servers: Servers,
+    tunnels: Tunnels,
     probes: Probes,
 }
 
@@ -78,6 +81,7 @@ impl Fabric {
             vnets: BTreeMap::new(),
             spec: FabricSpec::default(),
             servers: Servers::default(),
+            tunnels: Tunnels::default(),
             probes: Probes::default(),
         };
         Ok(Self {
@@ -159,6 +163,8 @@ impl Fabric {
             let last = last.get(vnet.key.as_str()).copied();
             let device = vxlans(spec, Some(vnet));
             let devices = join_hosts(&mut host.route, &mut space.handles, device.as_ref());
+            let sites = join_sites(&mut host.route, &host.ns, &mut space.handles, vnet);
+            let devices = devices.and_then(|d| Ok(d + sites?));
             let applied = devices.and_then(|devices| {
                 if devices > 0 {
                     space.plan = None;
@@ -310,6 +316,13 @@ impl Fabric {
         self.state.lock().servers.issue_tokens(source);
     }
 
+    /// Keys of the tunnels to sites, by site; tunnels run once [`Fabric::serve`] was called. Replaces all that were given before.
+    pub fn set_tunnel_keys(&self, keys: BTreeMap<String, TunnelKeys>) {
+        let mut state = self.state.lock();
+        state.tunnels.set_keys(keys);
+        state.serve_all();
+    }
+
     /// Opens the wire server and DNS in every virtual network, now and whenever one is added, and probes load balancers'
     /// backends from the next apply on; tasks run on `runtime`.
     pub fn serve(&self, runtime: &tokio::runtime::Handle) {
@@ -345,6 +358,7 @@ impl Fabric {
                 (Family::Ip, BALANCER_TABLE),
                 (Family::Ip, OUTBOUND_TABLE),
                 (Family::Ip, HOSTS_TABLE),
+                (Family::Ip, SITES_TABLE),
                 (Family::Arp, NEIGHBOUR_TABLE),
             ];
             for (family, table) in tables.into_iter().chain(ip6) {
@@ -443,7 +457,7 @@ impl State {
         for pin in entries.flatten() {
             let name = pin.file_name().to_string_lossy().into_owned();
             if vnet_of_pin(&name).is_some_and(|key| !wanted(key)) {
-                teardown::namespace(&pin.path())?;
+                teardown::namespace(&pin.path(), &self.host.ns)?;
             }
         }
         Ok(())
@@ -483,6 +497,18 @@ impl State {
         for vnet in &self.spec.vnets {
             if let Some(space) = self.vnets.get(&vnet.key) {
                 self.servers.serve(vnet, &space.handles.ns, &resolvers);
+            }
+        }
+        let here = |site: &str| {
+            let mut all = self.spec.vnets.iter().flat_map(sites_here);
+            all.any(|s| s.key == site)
+        };
+        self.tunnels.retain(here);
+        if let Some(runtime) = self.servers.runtime() {
+            for vnet in &self.spec.vnets {
+                if let Some(space) = self.vnets.get(&vnet.key) {
+                    self.tunnels.serve(vnet, &space.handles.ns, &self.host.ns, &runtime);
+                }
             }
         }
     }

@@ -23,6 +23,8 @@ pub const ROUTES_TABLE: &str = "oaks-routes";
 pub const OUTBOUND_TABLE: &str = "oaks-out";
 /// Table that leads answers back by the host their question came through, in a virtual network's namespace.
 pub const HOSTS_TABLE: &str = "oaks-hosts";
+/// Table of on-premises sites in a virtual network's namespace.
+pub const SITES_TABLE: &str = "oaks-sites";
 /// Table of the edge's namespace.
 pub const EDGE_TABLE: &str = "oaks-edge";
 /// Links that one request can delete together.
@@ -75,6 +77,15 @@ pub fn peer_link(other: &str) -> String {
 
 pub fn is_peer_link(name: &str) -> bool {
     name.len() == 13 && name.starts_with('p')
+}
+
+/// A virtual network's link to an on-premises site.
+pub fn site_link(site: &str) -> String {
+    format!("w{:012x}", hash(site) & 0xffff_ffff_ffff)
+}
+
+pub fn is_site_link(name: &str) -> bool {
+    name.len() == 13 && name.starts_with('w')
 }
 
 pub fn pins(run_dir: &Path) -> PathBuf {

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use linux::netlink::{Request, Route};
-use linux::netns;
+use linux::netns::{self, NetNs};
 use linux::nft::{Family, Nft};
 use linux::sysctl;
 
@@ -53,7 +53,11 @@ pub fn teardown(instance: &str, run_dir: &Path) -> Result<(), Vec<Error>> {
     for pin in entries {
         let name = pin.file_name().unwrap_or_default().to_string_lossy().into_owned();
         if pin == edge_pin(run_dir) || vnet_of_pin(&name).is_some() {
-            keep(namespace(&pin));
+            keep(
+                NetNs::current()
+                    .map_err(Error::from)
+                    .and_then(|host| namespace(&pin, &host)),
+            );
         }
     }
     // Empty now, unless machines keep pins of their own there.
@@ -78,18 +82,19 @@ fn host(instance: &str) -> Result<(), Error> {
     first.map_or(Ok(()), Err)
 }
 
-/// Empties a namespace (sockets of a process may keep it alive for a while) and removes its pin.
-pub fn namespace(pin: &Path) -> Result<(), Error> {
+/// Empties a namespace, giving back to `host` what was handed over (sockets of a process may keep it alive for a while) and removes its pin.
+pub fn namespace(pin: &Path, host: &NetNs) -> Result<(), Error> {
     let emptied = match netns::open(pin) {
-        Ok(ns) => empty(&ns),
+        Ok(ns) => empty(&ns, host),
         Err(_) => Ok(()),
     };
     netns::delete(pin)?;
     emptied
 }
 
-fn empty(ns: &netns::NetNs) -> Result<(), Error> {
+fn empty(ns: &NetNs, host: &NetNs) -> Result<(), Error> {
     let mut route = Route::open_in(ns)?;
+    crate::sites::give_back(&mut route, host)?;
     // All at once: one wait of the kernel for its readers, not one per link.
     route.run(Request::delete_group(crate::names::LINK_GROUP))?;
     let rest: Vec<Request> = route

@@ -102,6 +102,11 @@ impl Controller {
         let machine = self.machines.get("", name);
         let outcome = match &machine {
             None => self.take_down(name, None, true).await,
+            Some(m) if !self.config.here.runs(&m.spec.host) => match m.spec.host.is_empty() {
+                // It waits for a host to be chosen.
+                true => Ok(()),
+                false => self.leave_to_others(name).await,
+            },
             Some(m) if m.metadata.deletion_timestamp.is_some() => self.release(m).await,
             Some(m) if !m.spec.running => match self.take_down(name, Some(&m.spec.nic), false).await {
                 Ok(()) => self.set_status(m, "Stopped", "", 0).await,
@@ -351,6 +356,14 @@ impl Controller {
         .await
     }
 
+    /// The machine is another host's: nothing of it may be here.
+    async fn leave_to_others(&self, name: &str) -> Result<(), AgentError> {
+        if self.config.start.provider.known().iter().any(|k| k == name) {
+            self.take_down(name, None, true).await?;
+        }
+        Ok(())
+    }
+
     /// The object is being deleted: take the machine down with its data, then let the object go.
     async fn release(&self, m: &Machine) -> Result<(), AgentError> {
         if !m.metadata.finalizers.iter().flatten().any(|f| f == FINALIZER) {
@@ -380,7 +393,7 @@ impl Controller {
         let status = MachineStatus {
             phase: phase.to_owned(),
             message: message.to_owned(),
-            host: self.config.host.clone(),
+            host: self.config.here.name.clone(),
             pid: i64::from(pid),
             observed_generation: m.metadata.generation.unwrap_or_default(),
         };

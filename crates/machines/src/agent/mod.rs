@@ -6,11 +6,13 @@
 
 mod application_groups;
 mod endpoints;
+pub mod hosts;
 mod instances;
 mod machine;
 mod network;
 pub mod plan;
 mod public;
+mod sites;
 mod zones;
 
 use std::{path::PathBuf, sync::Arc};
@@ -20,7 +22,8 @@ use stdx::Shutdown;
 use thiserror::Error;
 use vnet_model::fabric::EdgeSpec;
 
-pub use machine::MachineStart;
+pub use hosts::Here;
+pub use machine::{FINALIZER, MachineStart};
 pub use network::Network;
 pub use plan::cluster_marks;
 
@@ -28,8 +31,8 @@ pub use plan::cluster_marks;
 #[derive(Clone)]
 pub struct AgentConfig {
     pub instance: String,
-    /// Name of this host in `Machine.status.host`.
-    pub host: String,
+    /// This host; its name stands in `Machine.status.host`.
+    pub here: Here,
     pub home: Client,
     pub informers: Informers,
     pub fabric: Arc<vnet::Fabric>,

@@ -4,16 +4,18 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use reconcile::{Informer, Kind};
 use resources::{
-    LoadBalancer, Machine, ManagedCluster, NatGateway, NetworkInterface, NetworkSecurityGroup, PrivateDnsZone,
-    PublicIPAddress, PublicIPPrefix, RouteTable, VirtualNetwork, VirtualNode,
+    Host, LoadBalancer, Machine, ManagedCluster, NatGateway, NetworkInterface, NetworkSecurityGroup, PrivateDnsZone,
+    PublicIPAddress, PublicIPPrefix, RouteTable, Site, VirtualNetwork, VirtualNode,
 };
 use stdx::Shutdown;
 use tokio::sync::{Notify, watch};
+use vnet_model::fabric::SpecError;
 
 use super::{
-    AgentConfig, AgentError,
+    AgentConfig, AgentError, hosts,
     machine::blocking,
     plan::{self, World},
+    sites,
 };
 
 /// After a failed apply: when to try again without a change.
@@ -42,6 +44,8 @@ struct Watched {
     nat_gateways: Informer<NatGateway>,
     public_ip_prefixes: Informer<PublicIPPrefix>,
     machines: Informer<Machine>,
+    hosts: Informer<Host>,
+    sites: Informer<Site>,
     virtual_nodes: Informer<VirtualNode>,
     private_zones: Informer<PrivateDnsZone>,
     clusters: Informer<ManagedCluster>,
@@ -61,15 +65,21 @@ impl Network {
             nat_gateways: open(&config, &changed).await,
             public_ip_prefixes: open(&config, &changed).await,
             machines: open(&config, &changed).await,
+            hosts: open(&config, &changed).await,
+            sites: open(&config, &changed).await,
             virtual_nodes: open(&config, &changed).await,
             private_zones: open(&config, &changed).await,
             clusters: open(&config, &changed).await,
         };
         let (sender, mut applied) = watch::channel(None);
-        let first = apply(&config, &watched).await?;
+        let (notes, left_out) = watch::channel(Vec::new());
+        let first = apply(&config, &watched, &notes).await?;
+        if config.here.primary {
+            tokio::spawn(sites::run(config.clone(), left_out, shutdown.clone()));
+        }
         sender.send_replace(Some(first));
         applied.mark_unchanged();
-        tokio::spawn(run(config, watched, changed, sender, shutdown));
+        tokio::spawn(run(config, watched, changed, (sender, notes), shutdown));
         Ok(Self { applied })
     }
 
@@ -99,7 +109,7 @@ async fn run(
     config: AgentConfig,
     watched: Watched,
     changed: Arc<Notify>,
-    applied: watch::Sender<Option<Applied>>,
+    (applied, notes): (watch::Sender<Option<Applied>>, watch::Sender<Vec<String>>),
     shutdown: Shutdown,
 ) {
     let mut wait = RESYNC;
@@ -112,7 +122,7 @@ async fn run(
             () = tokio::time::sleep(wait) => config.fabric.distrust(),
             () = shutdown.wait() => return,
         }
-        wait = match apply(&config, &watched).await {
+        wait = match apply(&config, &watched, &notes).await {
             Ok(keys) => {
                 applied.send_replace(Some(keys));
                 RESYNC
@@ -125,7 +135,11 @@ async fn run(
     }
 }
 
-async fn apply(config: &AgentConfig, watched: &Watched) -> Result<Applied, AgentError> {
+async fn apply(
+    config: &AgentConfig,
+    watched: &Watched,
+    notes: &watch::Sender<Vec<String>>,
+) -> Result<Applied, AgentError> {
     let world = World {
         vnets: owned(&watched.vnets),
         nics: owned(&watched.nics),
@@ -136,11 +150,15 @@ async fn apply(config: &AgentConfig, watched: &Watched) -> Result<Applied, Agent
         nat_gateways: owned(&watched.nat_gateways),
         public_ip_prefixes: owned(&watched.public_ip_prefixes),
         machines: owned(&watched.machines),
+        hosts: owned(&watched.hosts),
+        sites: owned(&watched.sites),
         virtual_nodes: owned(&watched.virtual_nodes),
         private_zones: owned(&watched.private_zones),
         clusters: owned(&watched.clusters),
     };
-    let plan = plan::plan(&world, &config.instance, &config.edge);
+    let mut plan = plan::plan(&world, &config.instance, &config.edge);
+    sites::add(&world.sites, &mut plan.spec.vnets, &mut plan.notes);
+    hosts::split(&mut plan.spec, &world, &config.here);
     for note in &plan.notes {
         tracing::debug!(controller = "network", note, "left out of the plan");
     }
@@ -149,10 +167,21 @@ async fn apply(config: &AgentConfig, watched: &Watched) -> Result<Applied, Agent
     for mistake in &mistakes {
         tracing::warn!(controller = "network", reason = %stdx::chain(mistake), "left out of the network");
     }
+    // Whoever tells people why something is not there listens.
+    let left_out = plan
+        .notes
+        .into_iter()
+        .chain(mistakes.iter().filter_map(about_site))
+        .collect();
+    notes.send_if_modified(|now| {
+        let changed = *now != left_out;
+        *now = left_out;
+        changed
+    });
     let keys: BTreeSet<String> = spec
         .vnets
         .iter()
-        .flat_map(|v| v.nics.iter().map(|n| n.key.clone()))
+        .flat_map(|v| v.nics_here().map(|n| n.key.clone()))
         .collect();
     let fabric = config.fabric.clone();
     blocking("applying the network", move || {
@@ -160,6 +189,14 @@ async fn apply(config: &AgentConfig, watched: &Watched) -> Result<Applied, Agent
     })
     .await?;
     Ok(Arc::new(keys))
+}
+
+/// A mistake of a site as a note.
+fn about_site(mistake: &SpecError) -> Option<String> {
+    match mistake {
+        SpecError::Site { site, reason, .. } => Some(format!("Site {site}: {reason}")),
+        _ => None,
+    }
 }
 
 fn owned<K: Kind + Clone>(informer: &Informer<K>) -> Vec<K> {

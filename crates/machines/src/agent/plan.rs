@@ -7,8 +7,8 @@ use std::{
 
 use ipnet::{IpNet, Ipv4Net};
 use resources::{
-    LoadBalancer, Machine, ManagedCluster, NatGateway, NetworkInterface, NetworkSecurityGroup, PrivateDnsZone,
-    PublicIPAddress, PublicIPPrefix, RouteTable, VirtualNetwork, VirtualNode, object_name,
+    Host, LoadBalancer, Machine, ManagedCluster, NatGateway, NetworkInterface, NetworkSecurityGroup, PrivateDnsZone,
+    PublicIPAddress, PublicIPPrefix, RouteTable, Site, VirtualNetwork, VirtualNode, object_name,
     views::{NicAddresses, PeeringView, VnetView, lb_frontends, peerings, subnet_ref},
 };
 use vnet_model::{
@@ -35,6 +35,8 @@ pub struct World {
     pub nat_gateways: Vec<NatGateway>,
     pub public_ip_prefixes: Vec<PublicIPPrefix>,
     pub machines: Vec<Machine>,
+    pub hosts: Vec<Host>,
+    pub sites: Vec<Site>,
     pub virtual_nodes: Vec<VirtualNode>,
     pub private_zones: Vec<PrivateDnsZone>,
     pub clusters: Vec<ManagedCluster>,

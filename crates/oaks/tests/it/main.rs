@@ -9,3 +9,4 @@ mod demo;
 mod faults;
 mod instance;
 mod kubectl;
+mod two_hosts;

@@ -100,6 +100,13 @@ pub fn elsewhere(spec: &FabricSpec, vnet: &VnetSpec, plan: &mut NamespacePlan) -
             plan.route_via(Ipv4Net::from(address), VXLAN_LINK, host.address, Some(own));
         }
     }
+    for site in &vnet.sites {
+        let host = site.host.as_deref().and_then(|h| underlay.host(h));
+        for prefix in host.iter().flat_map(|_| &site.prefixes) {
+            let Some(host) = host else { continue };
+            plan.route_via(*prefix, VXLAN_LINK, host.address, Some(own));
+        }
+    }
     way_back(vnet, underlay, plan, &mut table);
     // Transit addresses and the platform's mean something else on the next host.
     table.chains.push(Chain::base(

@@ -37,6 +37,7 @@ mod hosts;
 mod outbound;
 mod routing;
 mod security;
+mod sites;
 mod spoofing;
 mod vnet;
 
@@ -45,6 +46,7 @@ pub use edge::{edge_side_mac, host_link_macs, plan_edge, plan_host, vnet_side_ma
 pub use hosts::{UNKNOWN_PEER, VxlanPlan, vxlans};
 pub use outbound::NO_ADDRESS;
 pub use security::DENIED;
+pub use sites::{NOT_OF_SITE, here as sites_here};
 pub use spoofing::{ROGUE_DHCP, SPOOFED, SPOOFED_ARP, SPOOFED_ND, SPOOFED_RA};
 pub use vnet::{peer_mac, plan_vnet, vnet_sysctls};
 
@@ -133,6 +135,11 @@ impl NamespacePlan {
 
     fn route(&mut self, destination: impl Into<IpNet>, link: &str) {
         self.add_route(destination.into(), link, None, None);
+    }
+
+    /// Out of `link` without a gateway; what is sent from here itself has the source `source`.
+    fn route_from(&mut self, destination: impl Into<IpNet>, link: &str, source: Ipv4Addr) {
+        self.add_route(destination.into(), link, None, Some(source.into()));
     }
 
     fn route_via(&mut self, destination: impl Into<IpNet>, link: &str, gateway: Ipv4Addr, source: Option<Ipv4Addr>) {

@@ -36,7 +36,9 @@ pub fn routing(vnet: &VnetSpec, plan: &mut NamespacePlan, gateway: Ipv4Addr, out
             mask: MARK_MASK,
             table: number,
         });
-        let system = vnet.prefixes.iter().chain(vnet.peers.iter().flat_map(|p| &p.prefixes));
+        let beyond = vnet.peers.iter().flat_map(|p| &p.prefixes);
+        let beyond = beyond.chain(vnet.sites.iter().flat_map(|s| &s.prefixes));
+        let system = vnet.prefixes.iter().chain(beyond);
         let mut routes: BTreeMap<Ipv4Net, NextHop> = system.map(|p| (*p, NextHop::VnetLocal)).collect();
         let known: Vec<Ipv4Net> = routes.keys().copied().collect();
         routes.extend(own.routes.iter().map(|r| (r.prefix, r.next_hop)));

@@ -69,10 +69,15 @@ pub fn rogue_dhcp() -> Rule {
 pub fn arp(vnet: &VnetSpec) -> Table {
     let key = [Field::Iifname, Field::ArpEtherSaddr, Field::ArpIpSaddr];
     let mut table = Table::new(Family::Arp, NEIGHBOUR_TABLE);
-    table.sets = vec![Set::new(SENDERS, key).with(owners(vnet))];
+    table.sets = vec![
+        Set::new(SENDERS, key).with(owners(vnet)),
+        Set::new("sites", [Field::Iifname]).with(super::sites::links(vnet)),
+    ];
     let probe = Datum::Ip(std::net::Ipv4Addr::UNSPECIFIED);
     let rules = [
         Rule::new().is(Field::ArpIpSaddr, probe).accept(),
+        // The router of a handed-over interface is found by ARP.
+        Rule::new().in_set([Field::Iifname], "sites").accept(),
         Rule::new()
             .not_in_set(key, SENDERS)
             .counter()

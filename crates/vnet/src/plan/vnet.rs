@@ -49,6 +49,7 @@ pub fn plan_vnet(vnet: &VnetSpec, spec: &FabricSpec, slot: u32) -> NamespacePlan
     }
     let routes = super::routing::routing(vnet, &mut plan, transit.edge(), outward);
     let hosts = super::hosts::elsewhere(spec, vnet, &mut plan);
+    let sites = super::sites::sites(vnet, &mut plan, outward);
     plan.tables = vec![
         protection(vnet, outward),
         super::spoofing::arp(vnet),
@@ -58,6 +59,7 @@ pub fn plan_vnet(vnet: &VnetSpec, spec: &FabricSpec, slot: u32) -> NamespacePlan
         super::security::security(vnet),
         routes,
         hosts,
+        sites,
     ];
     plan
 }
@@ -132,10 +134,15 @@ fn protection(vnet: &VnetSpec, outward: Ipv4Addr) -> Table {
         ),
     ];
     table.sets.extend(super::spoofing::senders(vnet));
+    table
+        .sets
+        .push(Set::new("sites", [Field::Iifname]).with(super::sites::links(vnet)));
     let edge_or_own = |rule: Rule| {
         rule.is_not(Field::Iifname, name(EDGE_LINK))
             .is_not(Field::Iifname, name("lo"))
     };
+    // Sites have a table of their own.
+    let no_port = |rule: Rule| edge_or_own(rule).not_in_set([Field::Iifname], "sites");
     table.chains = vec![
         Chain::regular(
             "from-peer",
@@ -159,7 +166,7 @@ fn protection(vnet: &VnetSpec, outward: Ipv4Addr) -> Table {
             [
                 // Before everything else: who knows another's connection could join it with a forged packet.
                 // What comes from another host was looked at there.
-                super::spoofing::forged(edge_or_own(Rule::new()).is_not(Field::Iifname, name(VXLAN_LINK))),
+                super::spoofing::forged(no_port(Rule::new()).is_not(Field::Iifname, name(VXLAN_LINK))),
                 Rule::new().established().accept(),
                 super::spoofing::rogue_dhcp(),
                 Rule::new().in_set([Field::Iifname], "peers").goto("from-peer"),
@@ -177,7 +184,7 @@ fn protection(vnet: &VnetSpec, outward: Ipv4Addr) -> Table {
             [
                 Rule::new().established().accept(),
                 Rule::new().iifname("lo").accept(),
-                edge_or_own(Rule::new())
+                no_port(Rule::new())
                     .is_not(Field::Iifname, name(VXLAN_LINK))
                     .not_in_set([Field::Iifname], "peers")
                     .in_set([IpDaddr, L4Proto, Field::Dport], "sockets")

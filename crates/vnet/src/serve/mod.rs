@@ -64,6 +64,11 @@ impl Servers {
         self.tokens = Some(source);
     }
 
+    /// Where tasks run, once that is known.
+    pub fn runtime(&self) -> Option<Handle> {
+        self.runtime.clone()
+    }
+
     pub fn retain(&mut self, wanted: impl Fn(&str) -> bool) {
         self.running.retain(|key, _| wanted(key));
     }

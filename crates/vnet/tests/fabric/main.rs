@@ -11,6 +11,7 @@ mod properties;
 mod public;
 mod routing;
 mod security;
+mod sites;
 mod spoofing;
 
 use std::time::Duration;
