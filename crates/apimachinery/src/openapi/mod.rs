@@ -29,7 +29,9 @@ pub struct Documents {
     base: Option<Arc<Documents>>,
     v2: OnceLock<V2>,
     /// By path below `/openapi/v3/`: `api/v1`, `apis/apps/v1`. Without the base's.
-    v3: OnceLock<BTreeMap<String, Document>>,
+    v3: OnceLock<Arc<BTreeMap<String, Document>>>,
+    /// The same of the documents before these: what did not change is taken from there.
+    before: Option<Arc<BTreeMap<String, Document>>>,
     index: OnceLock<Bytes>,
 }
 
@@ -50,6 +52,36 @@ struct V2 {
 struct Document {
     bytes: Bytes,
     hash: String,
+    parts: Vec<Part>,
+}
+
+/// What a group and version's document is made of, per resource: equal parts make equal documents.
+#[derive(Clone, Debug)]
+struct Part {
+    /// Names, scope and subresources.
+    facts: String,
+    schema: Option<Arc<Value>>,
+}
+
+impl Part {
+    fn of(table: &TypeTable, r: &ResourceInfo) -> Part {
+        let subresources: Vec<&str> = r.subresources.iter().map(|s| s.name.as_str()).collect();
+        Part {
+            facts: format!(
+                "{}/{}/{}/{}/{subresources:?}",
+                r.plural, r.kind, r.list_kind, r.namespaced
+            ),
+            schema: table.ty(r.ty).schema.clone(),
+        }
+    }
+
+    fn same(&self, other: &Part) -> bool {
+        let schema = match (&self.schema, &other.schema) {
+            (Some(a), Some(b)) => Arc::ptr_eq(a, b),
+            (a, b) => a.is_none() && b.is_none(),
+        };
+        schema && self.facts == other.facts
+    }
 }
 
 impl Documents {
@@ -59,14 +91,22 @@ impl Documents {
             base: None,
             v2: OnceLock::new(),
             v3: OnceLock::new(),
+            before: None,
             index: OnceLock::new(),
         }
     }
 
-    /// The documents of `table`, which has the resources of `base`'s table and custom ones beside them.
-    pub fn beside(table: Arc<TypeTable>, base: Arc<Documents>) -> Documents {
+    /// The documents of `table`, which has the resources of `base`'s table and custom ones beside them. Follows `before`,
+    /// whose documents of groups and versions that stayed the same are taken over.
+    pub fn beside(table: Arc<TypeTable>, base: Arc<Documents>, before: &Documents) -> Documents {
+        // Documents that nobody asked for were not made: those before them may still serve.
+        let made = before
+            .base
+            .as_ref()
+            .and_then(|_| before.v3.get().or(before.before.as_ref()));
         Documents {
             base: Some(base),
+            before: made.cloned(),
             ..Documents::new(table)
         }
     }
@@ -139,9 +179,9 @@ impl Documents {
             .get_or_init(|| {
                 let mut all: BTreeMap<&String, &Document> = BTreeMap::new();
                 if let Some(base) = &self.base {
-                    all.extend(base.own_v3());
+                    all.extend(base.own_v3().iter());
                 }
-                all.extend(self.own_v3());
+                all.extend(self.own_v3().iter());
                 let paths: Map<String, Value> = all
                     .into_iter()
                     .map(|(path, document)| {
@@ -161,7 +201,7 @@ impl Documents {
         found.or_else(|| self.base.as_ref()?.v3(path))
     }
 
-    fn own_v3(&self) -> &BTreeMap<String, Document> {
+    fn own_v3(&self) -> &Arc<BTreeMap<String, Document>> {
         self.v3.get_or_init(|| {
             let mut out = BTreeMap::new();
             for (group, versions) in crate::discovery::groups(&self.table) {
@@ -170,18 +210,30 @@ impl Documents {
                     if !self.table.resources().filter(here).any(|r| self.is_own(r)) {
                         continue;
                     }
+                    let parts: Vec<Part> = self
+                        .table
+                        .resources()
+                        .filter(here)
+                        .map(|r| Part::of(&self.table, r))
+                        .collect();
                     let path = if group.is_empty() {
                         format!("api/{version}")
                     } else {
                         format!("apis/{group}/{version}")
                     };
-                    if let Some(bytes) = v3(&self.table, group, version) {
+                    let known = self.before.as_ref().and_then(|b| b.get(&path));
+                    let same = |known: &&Document| {
+                        known.parts.len() == parts.len() && known.parts.iter().zip(&parts).all(|(a, b)| a.same(b))
+                    };
+                    if let Some(known) = known.filter(same) {
+                        out.insert(path, known.clone());
+                    } else if let Some(bytes) = v3(&self.table, group, version) {
                         let hash = Sha256::digest(&bytes).iter().map(|b| format!("{b:02X}")).collect();
-                        out.insert(path, Document { bytes, hash });
+                        out.insert(path, Document { bytes, hash, parts });
                     }
                 }
             }
-            out
+            Arc::new(out)
         })
     }
 }

@@ -48,7 +48,11 @@ pub fn publish(cluster: &Arc<Cluster>, known: &BTreeMap<String, Known>) -> Resul
         .table
         .with_shallow(kinds)
         .map_err(|(kind, error)| Status::internal(&format!("the schema of {kind} cannot be used: {error}")))?;
-    let documents = Arc::new(Documents::beside(table.clone(), builtin.documents.clone()));
+    let documents = Arc::new(Documents::beside(
+        table.clone(),
+        builtin.documents.clone(),
+        &before.documents,
+    ));
     let api = Arc::new(Api {
         table,
         served,
