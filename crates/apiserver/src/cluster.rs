@@ -173,7 +173,7 @@ impl Cluster {
                 }
             })?;
             let keyspace = engine.keyspace(&config.name).map_err(store)?;
-            let registry = Registry::open(&*keyspace, &pki.sealer, clock.clone()).map_err(store)?;
+            let registry = Registry::open(&*keyspace, pki.sealer.clone(), clock.clone()).map_err(store)?;
             let mut table = TypeTable::builtin();
             if !config.extra_kinds.is_empty() {
                 table = table

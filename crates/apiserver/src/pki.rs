@@ -66,7 +66,7 @@ pub struct Pki {
     issuer: Issuer<'static, KeyPair>,
     pub tokens: SigningKey,
     /// Encrypts secrets in the store.
-    pub sealer: Sealer,
+    pub sealer: Arc<Sealer>,
     /// For listeners: asks clients for certificates of this CA, takes connections without one.
     pub server: Arc<rustls::ServerConfig>,
     /// For connections to kubelets: presents the kubelet client certificate, trusts this CA.
@@ -191,7 +191,7 @@ impl Pki {
             ca_pem,
             issuer,
             tokens,
-            sealer,
+            sealer: Arc::new(sealer),
             server: Arc::new(server),
             kubelet_client: Arc::new(kubelet_client),
         })

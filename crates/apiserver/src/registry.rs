@@ -213,6 +213,8 @@ pub struct Registry {
     claims: RwLock<HashSet<Bytes>>,
     resources: RwLock<HashMap<(Box<str>, Box<str>), Arc<Resource>>>,
     revision: AtomicU64,
+    /// Opens what other servers sealed.
+    sealer: Arc<Sealer>,
     clock: SharedClock,
 }
 
@@ -220,8 +222,9 @@ impl Registry {
     /// Reads every object of the keyspace and follows it from there on.
     ///
     /// # Assumptions
-    /// Nobody writes to the keyspace before this returns.
-    pub fn open(keyspace: &dyn Keyspace, sealer: &Sealer, clock: SharedClock) -> Result<Arc<Self>, store::Error> {
+    /// This process writes nothing to the keyspace before this returns. Others may: what they commit after the state that
+    /// is read comes to the observer.
+    pub fn open(keyspace: &dyn Keyspace, sealer: Arc<Sealer>, clock: SharedClock) -> Result<Arc<Self>, store::Error> {
         let mut claims = HashSet::new();
         keyspace.range(b"a/", &mut |entry| {
             claims.insert(entry.key);
@@ -230,6 +233,7 @@ impl Registry {
             claims: RwLock::new(claims),
             resources: RwLock::default(),
             revision: AtomicU64::new(keyspace.revision()),
+            sealer,
             clock,
         });
         let mut corrupt = None;
@@ -238,7 +242,7 @@ impl Registry {
                 return;
             };
             let resource = registry.resource(group, plural);
-            let opened = sealer.open(&entry.key, entry.value).ok();
+            let opened = registry.sealer.open(&entry.key, entry.value).ok();
             match opened.and_then(|value| Encoded::recover(value, resource.fields)) {
                 Some(encoded) => {
                     let object = Object::new(encoded, entry.mod_rev);
@@ -365,9 +369,13 @@ impl Observer for Registry {
                     let encoded = attachment
                         .as_ref()
                         .and_then(|a| a.downcast_ref::<Encoded>().cloned())
-                        .or_else(|| Encoded::recover(value.clone(), resource.fields));
+                        .or_else(|| {
+                            // Another server wrote it.
+                            let opened = self.sealer.open(op.key(), value.clone()).ok()?;
+                            Encoded::recover(opened, resource.fields)
+                        });
                     let Some(encoded) = encoded else {
-                        tracing::error!(key = ?op.key(), "an object that was written cannot be read");
+                        tracing::error!(key = ?op.key(), "an object that was written cannot be read: damaged, or sealed with another key");
                         continue;
                     };
                     Some(Object::new(encoded, batch.revision))

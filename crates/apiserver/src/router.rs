@@ -202,6 +202,10 @@ async fn serve(
             return Err(auth::forbidden(&user, &attributes, &reason));
         }
     }
+    if cluster.keyspace.is_shared() && info.target.is_some() && query.get("resourceVersion") != "0" {
+        // Other servers write, too: what was answered there before this request came must be seen here.
+        cluster.keyspace.sync().await.map_err(|e| unreachable(cluster, &e))?;
+    }
     let Some(target) = info.target.clone() else {
         return nonresource::handle(cluster, &parts.method, &info.path, &query, &parts.headers);
     };
@@ -226,6 +230,12 @@ async fn serve(
         warn(&mut response, &[warning]);
     }
     Ok(response)
+}
+
+/// What a client is told while the store that several servers share does not answer.
+pub fn unreachable(cluster: &Cluster, error: &store::Error) -> Status {
+    tracing::warn!(cluster = cluster.name(), error = %stdx::chain(error), "the store does not answer");
+    Status::service_unavailable(&format!("the store of this cluster does not answer: {error}"))
 }
 
 /// The user of a bearer token; an invalid token is refused even where none is needed.

@@ -1,7 +1,8 @@
 //! What every cluster has from its first moment: namespaces, roles, bindings, the `kubernetes` service.
 //!
-//! Written in one transaction; on reopening only what is missing is added, rules and subjects of default roles included, so an
-//! administrator's changes stay.
+//! Written in as few transactions as the store allows, one on the local engine; on reopening only what is missing is
+//! added, rules and subjects of default roles included, so an administrator's changes stay, and a server that stopped
+//! half-way is finished by the next.
 
 use std::sync::Arc;
 
@@ -20,8 +21,26 @@ use crate::strategy;
 
 const NAMESPACES: [&str; 4] = ["default", "kube-system", "kube-public", "kube-node-lease"];
 
+/// Operations of one object with its claims, at most.
+const OBJECT_OPS_MAX: usize = 8;
+/// Attempts while other servers of the same cluster write the same.
+const ATTEMPTS_MAX: usize = 16;
+
 /// Writes what is missing.
 pub async fn ensure(cluster: &Arc<Cluster>) -> Result<(), store::Error> {
+    let mut attempt = 1;
+    loop {
+        match write_missing(cluster).await {
+            Err(error) if error.is_conflict() && attempt < ATTEMPTS_MAX => {
+                cluster.keyspace.sync().await?;
+                attempt += 1;
+            }
+            done => return done,
+        }
+    }
+}
+
+async fn write_missing(cluster: &Arc<Cluster>) -> Result<(), store::Error> {
     let mut objects: Vec<(&str, &str, &str, Value)> = Vec::new();
     for name in NAMESPACES {
         objects.push(("", "v1", "namespaces", json!({"metadata": {"name": name}})));
@@ -137,6 +156,10 @@ pub async fn ensure(cluster: &Arc<Cluster>) -> Result<(), store::Error> {
         let key = served.resource.store_key(&namespace, &name);
         checks.push(Check::at(key.clone(), present.map_or(0, |p| p.rv)));
         ops.push(Op::put(key, encoded.bytes.clone()).with(Arc::new(encoded)));
+        if ops.len() + OBJECT_OPS_MAX > cluster.keyspace.txn_ops_max() {
+            let full = (std::mem::take(&mut checks), std::mem::take(&mut ops));
+            cluster.keyspace.txn(full.0, full.1).await?;
+        }
     }
     if ops.is_empty() {
         return Ok(());

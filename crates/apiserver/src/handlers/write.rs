@@ -178,7 +178,7 @@ pub async fn put(
     drop(gate);
     match written {
         Ok(rv) => Ok(Ok(Object::new(encoded, rv))),
-        Err(error) => lost(error, &key).map(Err),
+        Err(error) => lost(cluster, error, &key).await.map(Err),
     }
 }
 
@@ -196,11 +196,19 @@ pub async fn remove(
     claims.add_to(&mut checks, &mut ops);
     match cluster.keyspace.txn(checks, ops).await {
         Ok(rv) => Ok(Ok(rv)),
-        Err(error) => lost(error, &key).map(Err),
+        Err(error) => lost(cluster, error, &key).await.map(Err),
     }
 }
 
-fn lost(error: store::Error, object: &Bytes) -> Result<Lost, Status> {
+/// What a failed transaction means. After a lost race the winner's write is visible here, so that another attempt sees it.
+async fn lost(cluster: &Cluster, error: store::Error, object: &Bytes) -> Result<Lost, Status> {
+    if error.is_conflict() && cluster.keyspace.is_shared() {
+        cluster
+            .keyspace
+            .sync()
+            .await
+            .map_err(|e| crate::router::unreachable(cluster, &e))?;
+    }
     match error {
         store::Error::Conflict { key, .. } if key == *object => Ok(Lost::Object),
         store::Error::Conflict { key, .. } => Ok(Lost::Claim(String::from_utf8_lossy(&key).into_owned())),

@@ -77,13 +77,17 @@ impl Api {
 
     /// Opens a watch and reads events as they are asked for.
     pub async fn watch(&self, path: &str) -> Watch {
-        let request = Request::builder().uri(path).body(body("")).unwrap();
-        let response = self.service.clone().oneshot(request).await.unwrap();
-        assert_eq!(response.status(), 200, "{path}");
-        Watch {
-            body: response.into_body(),
-            buffer: Vec::new(),
-        }
+        watch(&self.service, path).await
+    }
+}
+
+pub async fn watch(service: &LocalService, path: &str) -> Watch {
+    let request = Request::builder().uri(path).body(body("")).unwrap();
+    let response = service.clone().oneshot(request).await.unwrap();
+    assert_eq!(response.status(), 200, "{path}");
+    Watch {
+        body: response.into_body(),
+        buffer: Vec::new(),
     }
 }
 

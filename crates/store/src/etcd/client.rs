@@ -17,7 +17,7 @@ use crate::Error;
 /// How long one call may take; etcd itself gives a proposal about 7 s.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long reads are tried again while no endpoint answers.
-const READ_PATIENCE: Duration = Duration::from_secs(15);
+const READ_PATIENCE: Duration = Duration::from_secs(8);
 const RETRY_EVERY: Duration = Duration::from_millis(100);
 
 #[derive(Clone)]

@@ -71,7 +71,7 @@ impl EtcdEngine {
     /// Connects and reads once, to fail early. Blocks. `writer` is drawn by the caller, differently by every process.
     ///
     /// # Errors
-    /// `Io` when no endpoint answers within 15 s, or when certificate or URL are malformed.
+    /// `Io` when no endpoint answers within 8 s, or when certificate or URL are malformed.
     pub fn open(config: &EtcdConfig, writer: u64) -> Result<Arc<Self>, Error> {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
