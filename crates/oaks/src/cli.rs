@@ -141,6 +141,21 @@ pub struct UpArgs {
     /// This host's name among others [default: the machine's].
     #[arg(long, env = "OAKS_HOST_NAME")]
     pub host_name: Option<String>,
+    /// Keep all clusters' objects in this etcd (3.4 or newer) instead of the data folder; URLs of its members, with commas.
+    #[arg(long, env = "OAKS_ETCD", value_delimiter = ',')]
+    pub etcd: Vec<String>,
+    /// What all keys in etcd start with; each platform on one etcd needs its own [default: /<instance>/].
+    #[arg(long, env = "OAKS_ETCD_PREFIX")]
+    pub etcd_prefix: Option<String>,
+    /// CA certificate (PEM) of an etcd at https URLs.
+    #[arg(long, env = "OAKS_ETCD_CACERT")]
+    pub etcd_cacert: Option<PathBuf>,
+    /// Client certificate (PEM) for etcd.
+    #[arg(long, env = "OAKS_ETCD_CERT", requires = "etcd_key")]
+    pub etcd_cert: Option<PathBuf>,
+    /// Key (PEM) of the client certificate.
+    #[arg(long, env = "OAKS_ETCD_KEY", requires = "etcd_cert")]
+    pub etcd_key: Option<PathBuf>,
     /// Folder with oaks-init, oaks-runc, azure-vnet and azure-vnet-ipam [default: beside this program].
     #[arg(long, env = "OAKS_LIBEXEC")]
     pub libexec: Option<PathBuf>,
@@ -249,6 +264,17 @@ pub struct Settings {
     pub keys_dir: Option<PathBuf>,
     /// Audit policy in force, as given (`default` or a path) and as read.
     pub audit_policy: Option<(String, apiserver::audit::Policy)>,
+    pub etcd: Option<EtcdSettings>,
+}
+
+/// An etcd that holds the objects.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EtcdSettings {
+    pub endpoints: Vec<String>,
+    pub prefix: String,
+    pub cacert: Option<PathBuf>,
+    /// Client certificate and key.
+    pub identity: Option<(PathBuf, PathBuf)>,
 }
 
 /// The config file: the same names as the flags.
@@ -268,6 +294,46 @@ struct File {
     libexec: Option<PathBuf>,
     audit_policy: Option<String>,
     keys_dir: Option<PathBuf>,
+    etcd: Vec<String>,
+    etcd_prefix: Option<String>,
+    etcd_cacert: Option<PathBuf>,
+    etcd_cert: Option<PathBuf>,
+    etcd_key: Option<PathBuf>,
+}
+
+impl File {
+    fn etcd(&self, args: Option<&UpArgs>, instance: &str) -> Result<Option<EtcdSettings>> {
+        let given = args.map(|a| &a.etcd).filter(|e| !e.is_empty());
+        let endpoints = given.unwrap_or(&self.etcd).clone();
+        if endpoints.is_empty() {
+            return Ok(None);
+        }
+        for url in &endpoints {
+            anyhow::ensure!(
+                url.starts_with("http://") || url.starts_with("https://"),
+                "--etcd {url:?} is not a URL such as http://127.0.0.1:2379"
+            );
+        }
+        let path = |given: fn(&UpArgs) -> &Option<PathBuf>, file: &Option<PathBuf>| {
+            let chosen = args.and_then(|a| given(a).clone()).or_else(|| file.clone());
+            chosen.map(absolute).transpose()
+        };
+        let prefix = args
+            .and_then(|a| a.etcd_prefix.clone())
+            .or_else(|| self.etcd_prefix.clone());
+        let certificate = path(|a| &a.etcd_cert, &self.etcd_cert)?;
+        let identity = match (certificate, path(|a| &a.etcd_key, &self.etcd_key)?) {
+            (Some(certificate), Some(key)) => Some((certificate, key)),
+            (None, None) => None,
+            _ => anyhow::bail!("etcd-cert and etcd-key go together"),
+        };
+        Ok(Some(EtcdSettings {
+            endpoints,
+            prefix: prefix.unwrap_or_else(|| format!("/{instance}/")),
+            cacert: path(|a| &a.etcd_cacert, &self.etcd_cacert)?,
+            identity,
+        }))
+    }
 }
 
 impl Settings {
@@ -282,7 +348,7 @@ impl Settings {
         let instance = global
             .instance
             .clone()
-            .or(file.instance)
+            .or_else(|| file.instance.clone())
             .unwrap_or_else(|| "oaks".to_owned());
         let fits = !instance.is_empty()
             && instance.len() <= 9
@@ -294,6 +360,7 @@ impl Settings {
             fits,
             "--instance {instance:?}: use 1 to 9 lower-case letters, digits and '-', a letter first (link names are short)"
         );
+        let etcd = file.etcd(args, &instance)?;
         let data = global.data_dir.clone().or(file.data_dir).map(absolute).transpose()?;
         let run = global.run_dir.clone().or(file.run_dir).map(absolute).transpose()?;
         let pool = args
@@ -326,6 +393,7 @@ impl Settings {
                 .or(file.keys_dir)
                 .map(absolute)
                 .transpose()?,
+            etcd,
             service_tags,
             paths: Paths::new(&instance, data.as_deref(), run.as_deref()),
             api_listen: args
@@ -370,6 +438,15 @@ impl Settings {
         out.extend(self.keys_dir.iter().map(|d| format!("--keys-dir={}", d.display())));
         out.extend(self.underlay.iter().map(|u| format!("--underlay={u}")));
         out.extend(self.host_name.iter().map(|n| format!("--host-name={n}")));
+        if let Some(etcd) = &self.etcd {
+            out.push(format!("--etcd={}", etcd.endpoints.join(",")));
+            out.push(format!("--etcd-prefix={}", etcd.prefix));
+            out.extend(etcd.cacert.iter().map(|p| format!("--etcd-cacert={}", p.display())));
+            if let Some((certificate, key)) = &etcd.identity {
+                out.push(format!("--etcd-cert={}", certificate.display()));
+                out.push(format!("--etcd-key={}", key.display()));
+            }
+        }
         out.extend(self.libexec.iter().map(|l| format!("--libexec={}", l.display())));
         out
     }

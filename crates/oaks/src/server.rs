@@ -6,7 +6,10 @@ use anyhow::{Context as _, Result};
 use apiserver::audit::{AuditConfig, LogConfig};
 use apiserver::{ApiServer, ApiServerConfig, Cluster, ClusterConfig, UserInfo};
 use machines::dial::InwardDialer;
-use reconcile::{Client, Informers};
+use reconcile::{
+    Client, Informers,
+    leader::{Election, lead},
+};
 use serde_json::json;
 use stdx::{RealClock, Shutdown};
 use tokio::net::TcpListener;
@@ -30,10 +33,7 @@ pub async fn run(settings: &Settings) -> Result<()> {
     let paths = &settings.paths;
     let shutdown = Shutdown::new();
     stop_on_signal(shutdown.clone())?;
-    std::fs::create_dir_all(paths.store()).with_context(|| format!("creating {}", paths.store().display()))?;
-    let engine = store::LocalEngine::open(&paths.store())
-        .map_err(chained)
-        .context("opening the store")?;
+    let engine = open_store(settings)?;
     let fabric = Arc::new(vnet::Fabric::open(&paths.instance, &paths.run).map_err(chained)?);
     let dialer = Arc::new(PlatformDialer::default());
     let config = ApiServerConfig {
@@ -72,14 +72,6 @@ pub async fn run(settings: &Settings) -> Result<()> {
     let client = Client::local(home.local_service(UserInfo::new(PLATFORM_USER, ["system:masters"])));
     let informers = Informers::new(client.clone());
     dialer.set(InwardDialer::new(&informers, fabric.clone()));
-    start_controllers(&home, &client, &informers, shutdown.clone());
-    tokio::spawn(machines::hosts::run(
-        client.clone(),
-        informers.clone(),
-        shutdown.clone(),
-    ));
-    tokio::spawn(hosts::approve(client.clone(), informers.clone(), shutdown.clone()));
-
     let planes = Arc::new(HostedControlPlanes::new(
         api.clone(),
         client.clone(),
@@ -88,14 +80,44 @@ pub async fn run(settings: &Settings) -> Result<()> {
         shutdown.clone(),
     ));
     let access = serve_arm(settings, &home, &client, &informers, planes.clone(), shutdown.clone()).await?;
-    tokio::spawn(managed_cluster::run(managed_cluster::Config {
-        home: client.clone(),
-        informers: informers.clone(),
-        control_planes: planes.clone(),
-        tenant: access.tenant.clone(),
-        clock: RealClock::shared(),
-        shutdown: shutdown.clone(),
-    }));
+    let platform = {
+        let (home, client, informers) = (home.clone(), client.clone(), informers.clone());
+        let (planes, tenant) = (planes.clone(), access.tenant.clone());
+        move |term: Shutdown| {
+            start_controllers(&home, &client, &informers, term.clone());
+            tokio::spawn(machines::hosts::run(client.clone(), informers.clone(), term.clone()));
+            tokio::spawn(hosts::approve(client.clone(), informers.clone(), term.clone()));
+            tokio::spawn(managed_cluster::run(managed_cluster::Config {
+                home: client.clone(),
+                informers: informers.clone(),
+                control_planes: planes.clone(),
+                tenant: tenant.clone(),
+                clock: RealClock::shared(),
+                shutdown: term.clone(),
+            }));
+            let planes = planes.clone();
+            tokio::spawn(async move {
+                // The next leader opens the hosted clusters' listeners.
+                term.wait().await;
+                planes.stop().await;
+            });
+        }
+    };
+    match &settings.etcd {
+        // Other servers may use the same store: one of them runs the controllers.
+        Some(_) => {
+            let identity = format!("{}-{}", hostname(), uuid::Uuid::new_v4());
+            let election = Election::new("kube-system", "oaks-server", identity);
+            tokio::spawn(lead(
+                client.clone(),
+                election,
+                RealClock::shared(),
+                shutdown.clone(),
+                platform,
+            ));
+        }
+        None => platform(shutdown.clone()),
+    }
     up::mark_ready(
         &paths.run,
         "server",
@@ -106,6 +128,49 @@ pub async fn run(settings: &Settings) -> Result<()> {
     informers.stop().await;
     planes.stop().await;
     Ok(())
+}
+
+/// The store that the settings name: an etcd, or the data folder.
+fn open_store(settings: &Settings) -> Result<Arc<dyn store::Engine>> {
+    let paths = &settings.paths;
+    let Some(etcd) = &settings.etcd else {
+        std::fs::create_dir_all(paths.store()).with_context(|| format!("creating {}", paths.store().display()))?;
+        let engine = store::LocalEngine::open(&paths.store())
+            .map_err(chained)
+            .context("opening the store")?;
+        return Ok(engine);
+    };
+    let read = |path: &std::path::PathBuf| std::fs::read(path).with_context(|| format!("reading {}", path.display()));
+    let identity = etcd
+        .identity
+        .as_ref()
+        .map(|(c, k)| Ok::<_, anyhow::Error>((read(c)?, read(k)?)));
+    let tls = match &etcd.cacert {
+        Some(ca) => Some(store::EtcdTls {
+            ca_pem: read(ca)?,
+            identity_pem: identity.transpose()?,
+        }),
+        None => None,
+    };
+    let config = store::EtcdConfig {
+        endpoints: etcd.endpoints.clone(),
+        prefix: etcd.prefix.clone(),
+        tls,
+    };
+    let writer = uuid::Uuid::new_v4().as_u64_pair().0;
+    let engine = store::EtcdEngine::open(&config, writer)
+        .map_err(chained)
+        .with_context(|| {
+            format!(
+                "opening the store in etcd at {} (does it run?)",
+                etcd.endpoints.join(", ")
+            )
+        })?;
+    Ok(engine)
+}
+
+fn hostname() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 
 /// Name under which loopback is reached; an unspecified listen address is reached there too.

@@ -12,6 +12,7 @@ pub mod error;
 pub mod exec;
 pub mod https;
 pub mod informer;
+pub mod leader;
 pub mod queue;
 pub mod recorder;
 pub mod reflector;

@@ -6,6 +6,7 @@ mod az_network;
 mod bad_input;
 mod clients;
 mod demo;
+mod etcd;
 mod faults;
 mod instance;
 mod kubectl;
