@@ -254,6 +254,8 @@ mod tests {
             names,
             [
                 "controllerrevisions",
+                "daemonsets",
+                "daemonsets/status",
                 "deployments",
                 "deployments/scale",
                 "deployments/status",
@@ -263,7 +265,7 @@ mod tests {
             ]
         );
         assert_eq!(
-            apps["resources"][1]["storageVersionHash"], "8aSe+NMegvE=",
+            apps["resources"][3]["storageVersionHash"], "8aSe+NMegvE=",
             "upstream's hash of apps/v1 Deployment"
         );
         assert!(resource_list(&table, "apps", "v2").is_none());

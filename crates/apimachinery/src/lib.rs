@@ -2,6 +2,7 @@
 
 pub mod codec;
 pub mod columns;
+pub mod cron;
 pub mod defaults;
 pub mod discovery;
 pub mod field;

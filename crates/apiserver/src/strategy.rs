@@ -85,10 +85,53 @@ pub fn prepare_create(served: &Served, value: &mut Value) {
         ("networking.k8s.io", "ingresses") => {
             root.insert("status".into(), json!({"loadBalancer": {}}));
         }
-        ("", "resourcequotas") | ("apps", "deployments" | "replicasets") => {
+        ("batch", "jobs") => {
+            root.insert("status".into(), json!({}));
+            job_selector(root);
+        }
+        ("policy", "poddisruptionbudgets") => {
+            root.insert(
+                "status".into(),
+                json!({"currentHealthy": 0, "desiredHealthy": 0, "disruptionsAllowed": 0, "expectedPods": 0}),
+            );
+        }
+        ("apps", "daemonsets") => {
+            root.insert(
+                "status".into(),
+                json!({"currentNumberScheduled": 0, "desiredNumberScheduled": 0, "numberMisscheduled": 0, "numberReady": 0}),
+            );
+        }
+        ("batch", "cronjobs") | ("", "resourcequotas") | ("apps", "deployments" | "replicasets") => {
             root.insert("status".into(), json!({}));
         }
         _ => {}
+    }
+}
+
+/// Gives a Job's pods labels that no other Job's have, and the Job the selector for them. With `manualSelector` both are the
+/// user's.
+fn job_selector(root: &mut Map<String, Value>) {
+    let text = |root: &Map<String, Value>, key: &str| root.get("metadata").and_then(|m| m.get(key)).cloned();
+    let (Some(uid), Some(name)) = (text(root, "uid"), text(root, "name")) else {
+        return;
+    };
+    let spec = object_in(root, "spec");
+    if spec.get("manualSelector").is_some_and(|m| *m == true) {
+        return;
+    }
+    // The old names stay beside the new ones for those who select by them.
+    let labels = object_in(object_in(object_in(spec, "template"), "metadata"), "labels");
+    for (key, value) in [
+        ("controller-uid", &uid),
+        ("job-name", &name),
+        ("batch.kubernetes.io/controller-uid", &uid),
+        ("batch.kubernetes.io/job-name", &name),
+    ] {
+        labels.entry(key).or_insert_with(|| value.clone());
+    }
+    if spec.get("selector").is_none_or(Value::is_null) {
+        let selector = json!({"matchLabels": {"batch.kubernetes.io/controller-uid": uid}});
+        spec.insert("selector".into(), selector);
     }
 }
 

@@ -7,9 +7,13 @@
 pub mod certificates;
 pub mod clusterroles;
 pub mod common;
+pub mod cronjob;
+pub mod daemonset;
 pub mod deployment;
+pub mod disruption;
 pub mod endpoints;
 pub mod gc;
+pub mod history;
 pub mod ipaddress;
 pub mod job;
 pub mod mirroring;
@@ -117,6 +121,15 @@ pub async fn run_all(client: Client, informers: Informers, config: ControllerCon
         if has(&["deployments"]) {
             tasks.spawn(deployment::run(context.clone()));
         }
+    }
+    if has(&["daemonsets", "controllerrevisions", "pods", "nodes"]) {
+        tasks.spawn(daemonset::run(context.clone()));
+    }
+    if has(&["poddisruptionbudgets", "pods", "replicasets", "deployments"]) {
+        tasks.spawn(disruption::run(context.clone()));
+    }
+    if has(&["cronjobs", "jobs"]) {
+        tasks.spawn(cronjob::run(context.clone()));
     }
     if has(&["jobs", "pods"]) {
         tasks.spawn(job::run(context.clone()));

@@ -2,8 +2,10 @@
 //!
 //! Values that a server allocates (cluster addresses, node ports, finalizers of a namespace) are not defaults.
 
+mod batch;
 mod limits;
 mod pod;
+mod sets;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -33,6 +35,9 @@ pub fn apply(gvk: &Gvk, object: &mut Value) {
         ("", "v1", "Node") => node(object),
         ("", "v1", "Secret") => secret(object),
         ("", "v1", "LimitRange") => each(child(object, "spec").get_mut("limits"), limits::limit_range_item),
+        ("apps", "v1", "DaemonSet") => sets::daemon_set(child(object, "spec")),
+        ("batch", "v1", "Job") => batch::job(object),
+        ("batch", "v1", "CronJob") => batch::cron_job(object),
         ("apps", "v1", "Deployment") => deployment(child(object, "spec")),
         ("apps", "v1", "ReplicaSet") => {
             let spec = child(object, "spec");

@@ -23,7 +23,7 @@ fn builtin_resources_have_their_published_facts() {
         Gvk::new("autoscaling", "v1", "Scale")
     );
     assert!(
-        table.resource("apps", "v1", "daemonsets").is_none(),
+        table.resource("networking.k8s.io", "v1", "networkpolicies").is_none(),
         "known but not served"
     );
     assert!(table.kind("apps", "v1", "DaemonSet").is_some());

@@ -15,6 +15,7 @@ pub(super) fn name_rule(gvk: &Gvk) -> Option<NameRule> {
     match (&*gvk.group, &*gvk.kind) {
         ("", "Namespace" | "Service") => Some(names::dns_label),
         ("networking.k8s.io", "IPAddress") => Some(names::ip),
+        ("policy", "PodDisruptionBudget") => Some(names::dns_subdomain),
         ("rbac.authorization.k8s.io", _) => Some(names::path_segment),
         ("authentication.k8s.io" | "authorization.k8s.io" | "autoscaling" | "policy" | "meta.k8s.io", _)
         | ("", "Binding") => None,

@@ -3,6 +3,7 @@
 //! The API server adds what only it knows: whether a namespace may be set, allocations, preconditions.
 
 mod addresses;
+mod batch;
 mod classes;
 mod config;
 mod definition;
@@ -15,6 +16,7 @@ mod probe;
 mod rbac;
 mod schema;
 mod service;
+mod sets;
 mod update;
 mod volume;
 mod workload;
@@ -63,7 +65,8 @@ pub fn update(gvk: &Gvk, new: &Value, old: &Value) -> Vec<FieldError> {
             errors.immutable("spec.scopes", &new["spec"]["scopes"], &old["spec"]["scopes"]);
         }
         ("", "v1", "Node") => update::node(&mut errors, new, old),
-        ("apps", "v1", "Deployment" | "ReplicaSet") => {
+        ("batch", "v1", "Job") => batch::job_update(&mut errors, new, old),
+        ("apps", "v1", "Deployment" | "ReplicaSet" | "DaemonSet") => {
             errors.immutable("spec.selector", &new["spec"]["selector"], &old["spec"]["selector"]);
         }
         ("rbac.authorization.k8s.io", "v1", "RoleBinding" | "ClusterRoleBinding")
@@ -114,6 +117,10 @@ fn content(errors: &mut Errors, gvk: &Gvk, object: &Value) {
         ("networking.k8s.io", "v1", "IngressClass") => classes::ingress_class(errors, object),
         ("scheduling.k8s.io", "v1", "PriorityClass") => classes::priority_class(errors, object),
         ("storage.k8s.io", "v1", "StorageClass") => classes::storage_class(errors, object),
+        ("apps", "v1", "DaemonSet") => sets::daemon_set(errors, object),
+        ("batch", "v1", "Job") => batch::job(errors, object),
+        ("batch", "v1", "CronJob") => batch::cron_job(errors, object),
+        ("policy", "v1", "PodDisruptionBudget") => sets::disruption_budget(errors, object),
         ("apps", "v1", "Deployment") => workload::deployment(errors, object),
         ("apps", "v1", "ReplicaSet") => workload::replica_set(errors, object),
         ("autoscaling", "v1", "Scale") => errors.non_negative("spec.replicas", &object["spec"]["replicas"]),

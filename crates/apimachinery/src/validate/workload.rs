@@ -33,7 +33,7 @@ pub(super) fn replica_set(errors: &mut Errors, object: &Value) {
     selector_and_template(errors, spec);
 }
 
-fn selector_and_template(errors: &mut Errors, spec: &Value) {
+pub(super) fn selector_and_template(errors: &mut Errors, spec: &Value) {
     let selector = &spec["selector"];
     if selector.is_null() {
         errors.required("spec.selector", "");
@@ -166,7 +166,7 @@ fn strategy(errors: &mut Errors, strategy: &Value) {
     }
 }
 
-fn int_or_percent(errors: &mut Errors, path: &str, value: &Value) {
+pub(super) fn int_or_percent(errors: &mut Errors, path: &str, value: &Value) {
     match value.as_str() {
         Some(text) => {
             let digits = text
@@ -183,7 +183,7 @@ fn int_or_percent(errors: &mut Errors, path: &str, value: &Value) {
 }
 
 /// The number of an amount or of a percentage.
-fn amount(value: &Value) -> i64 {
+pub(super) fn amount(value: &Value) -> i64 {
     match value {
         Value::String(s) => s.trim_end_matches('%').parse().unwrap_or_default(),
         other => other.as_i64().unwrap_or_default(),

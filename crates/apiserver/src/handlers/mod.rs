@@ -3,6 +3,7 @@
 pub mod connect;
 pub mod create;
 pub mod delete;
+pub mod eviction;
 pub mod list;
 pub mod manage;
 pub mod reviews;

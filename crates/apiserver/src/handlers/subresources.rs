@@ -265,8 +265,7 @@ fn set_scheduled(pod: &mut Value, now: &str) {
     }
 }
 
-/// Deletes a pod on behalf of someone who respects disruption budgets. Budgets are not served here, so none stands in
-/// the way.
+/// Deletes a pod on behalf of someone who respects disruption budgets.
 pub async fn eviction(cx: &Context, body: Body) -> Result<Response<Body>, Status> {
     let output = cx.output(false)?;
     let bytes = write::body(body).await?;
@@ -277,6 +276,7 @@ pub async fn eviction(cx: &Context, body: Body) -> Result<Response<Body>, Status
             "name in URL does not match name in Eviction object",
         ));
     }
+    super::eviction::take(cx).await?;
     delete::evict(cx, &decoded.value["deleteOptions"]).await?;
     let mut status = Status::success("", "", "");
     status.details = None;
