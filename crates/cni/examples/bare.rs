@@ -104,7 +104,6 @@ fn add(mode: &str, path: &str, link: &str, address: IpAddr, number: u16) -> Outc
         Request::add_address(&own),
         Request::add_neighbour(&neighbour(inner, gateway, mac)),
         Request::add_route(&RouteEntry::via_gateway(Ipv4Net::default(), inner, gateway)),
-        Request::settle(inner),
     ])?;
     let change = Request::change_link(outer).alias("bare");
     let mut outside = vec![match bridge {
@@ -117,11 +116,14 @@ fn add(mode: &str, path: &str, link: &str, address: IpAddr, number: u16) -> Outc
             proxy_arp: Some(true),
         }),
     }];
-    outside.extend([outer].into_iter().chain(bridge).map(Request::settle));
     let at = bridge.unwrap_or(outer);
     outside.push(Request::add_neighbour(&neighbour(at, address, pod_mac(number))));
     outside.push(Request::add_route(&RouteEntry::via_link(IpNet::from(address), at)));
-    Ok(host.run_all(&outside)?)
+    host.run_all(&outside)?;
+    pod.settle_all(&[inner])?;
+    let outer: Vec<u32> = [outer].into_iter().chain(bridge).collect();
+    host.settle_all(&outer)?;
+    Ok(())
 }
 
 fn del(mode: &str, link: &str, address: IpAddr, number: u16) -> Outcome {

@@ -16,25 +16,21 @@
 //! neighbour's MAC is a hash of the owner, so DEL and GC find what a crash left. Bridge and rule stay for the next pod
 //! and go with GC once no pod is left.
 
-use std::{
-    collections::BTreeSet,
-    net::{IpAddr, Ipv4Addr},
-    os::fd::AsFd,
-};
+use std::{collections::BTreeSet, net::IpAddr, os::fd::AsFd};
 
 use ipnet::IpNet;
 use linux::{
     netlink::{
         self, Address, BridgePort, Link, Mac, Neighbour, Request, Route, RouteEntry, RoutingRule, Veth, VethPeer,
     },
-    nft::{self, CT_STATUS_DNAT, Chain, ChainKind, Datum, Family, Field, HookPoint, Nft, Rule, Statement, Table},
+    nft::{CT_STATUS_DNAT, Chain, ChainKind, Datum, Family, Field, HookPoint, Nft, Rule, Statement, Table},
     sysctl,
 };
 
 use crate::{
     links::{
-        Attached, Ends, KernelError, Owner, Plan, Prepared, default_route, differs, doing, forget, forward_from,
-        permanent, set,
+        Attached, Ends, KernelError, Leased, Owner, Plan, Prepared, alone, default_route, differs, doing, filter,
+        forget, forward_from, forward_v6_from, permanent, prepare_v6, set, set6,
     },
     steps,
     transparent::HOST_MAC,
@@ -102,8 +98,9 @@ fn is_ours(link: &Link) -> bool {
     link.kind.as_deref() == Some("bridge") && link.mac == Some(mac(&link.name))
 }
 
-/// Alias of a bridge of which everything is set that is not a pod's.
+/// Alias of a bridge of which everything is set that is not a pod's; the second one for IPv6 as well.
 const READY: &str = "azure-vnet bridge";
+const READY_V6: &str = "azure-vnet bridge, IPv6 too";
 
 /// Makes the bridge unless it is there, and everything of it that is not a pod's.
 fn ensure(host: &mut Route, bridge: &Bridge, plan: &Plan) -> Result<u32, KernelError> {
@@ -133,9 +130,11 @@ fn ensure(host: &mut Route, bridge: &Bridge, plan: &Plan) -> Result<u32, KernelE
             .map_err(doing(format!("bringing up {name}")))?;
     }
     forward_from(&plan.master)?;
-    if link.alias.as_deref() != Some(READY) {
-        settings(name)?;
-        host.run(Request::set_alias(link.index, READY))
+    let ready = |with: &str| link.alias.as_deref() == Some(with) || link.alias.as_deref() == Some(READY_V6);
+    let wanted = if plan.has_v6() { READY_V6 } else { READY };
+    if !ready(wanted) {
+        settings(name, &plan.master.name, plan.has_v6())?;
+        host.run(Request::set_alias(link.index, wanted))
             .map_err(doing(format!("naming {name}")))?;
     }
     steps::reached("bridge-set");
@@ -145,7 +144,7 @@ fn ensure(host: &mut Route, bridge: &Bridge, plan: &Plan) -> Result<u32, KernelE
     Ok(link.index)
 }
 
-fn settings(name: &str) -> Result<(), KernelError> {
+fn settings(name: &str, nic: &str, with_v6: bool) -> Result<(), KernelError> {
     for (key, value) in [("forwarding", "1"), ("proxy_arp", "1"), ("send_redirects", "0")] {
         set(name, key, value)?;
     }
@@ -160,6 +159,10 @@ fn settings(name: &str) -> Result<(), KernelError> {
     // The kernel would let every answer wait for up to 0.8 s.
     plain(format!("net/ipv4/neigh/{name}/proxy_delay"), "0")?;
     // The node must not listen to router advertisements of a pod.
+    if with_v6 {
+        set6(name, "accept_ra", "0")?;
+        return forward_v6_from(nic, name);
+    }
     let v6 = format!("net/ipv6/conf/{name}/disable_ipv6");
     if sysctl::get(&v6).is_ok() {
         plain(v6, "1")?;
@@ -178,7 +181,7 @@ fn tunnel(host: &mut Route, bridge: &Bridge, plan: &Plan) -> Result<(), KernelEr
     let routes = host.routes().map_err(doing("listing routes"))?;
     let default = routes
         .iter()
-        .filter(|r| r.destination == default_route() && r.table == MAIN_TABLE)
+        .filter(|r| r.destination == default_route(true) && r.table == MAIN_TABLE)
         .filter(|r| r.link == Some(plan.master.index) && r.gateway.is_some())
         .min_by_key(|r| r.metric)
         .ok_or_else(|| KernelError::NoMaster {
@@ -190,7 +193,7 @@ fn tunnel(host: &mut Route, bridge: &Bridge, plan: &Plan) -> Result<(), KernelEr
         // The source a node would use is not a pod's.
         source: None,
         metric: 0,
-        protocol: RouteEntry::via_link(default_route(), plan.master.index).protocol,
+        protocol: RouteEntry::via_link(default_route(true), plan.master.index).protocol,
         ..*default
     };
     if !routes.contains(&wanted) {
@@ -253,16 +256,18 @@ fn tunnel_tables(bridge: &Bridge) -> [Table; 2] {
     [packets, frames]
 }
 
-fn filter(what: impl Into<String>) -> impl FnOnce(nft::Error) -> KernelError {
-    let doing = what.into();
-    move |source| KernelError::Nft { doing, source }
-}
-
-/// The pod's gateway: what IPAM says, else the first address of its subnet.
-fn gateway(plan: &Plan) -> Result<Ipv4Addr, KernelError> {
-    plan.gateway
-        .or_else(|| plan.addresses.first()?.hosts().next())
-        .ok_or(KernelError::NoGateway)
+/// An address as the pod gets it, and its gateway: what IPAM says, else the first address of its subnet. An IPv6 address
+/// stands alone: nothing answers neighbour discovery for a whole subnet as proxy ARP does, so pods send everything to the
+/// gateway, each other's packets too.
+fn placed(leased: &Leased) -> Result<(IpNet, IpAddr), KernelError> {
+    let net = leased.net;
+    let first = || net.hosts().find(|h| *h != net.network());
+    let gateway = leased
+        .gateway
+        .filter(|g| g.is_ipv4() == net.addr().is_ipv4())
+        .or_else(first)
+        .ok_or(KernelError::NoGateway { address: net })?;
+    Ok((if net.addr().is_ipv4() { net } else { alone(net) }, gateway))
 }
 
 /// Makes the attachment. A host link left by a dead ADD of the same attachment is replaced.
@@ -271,7 +276,10 @@ fn gateway(plan: &Plan) -> Result<Ipv4Addr, KernelError> {
 /// The caller rolls back with [`crate::links::detach`]; the bridge stays.
 pub fn attach(ends: &mut Ends, prepared: Prepared, plan: &Plan, bridge: &Bridge) -> Result<Attached, KernelError> {
     let name = plan.owner.key.link_name();
-    let gateway = gateway(plan)?;
+    let addresses: Vec<(IpNet, IpAddr)> = plan.addresses.iter().map(placed).collect::<Result<_, _>>()?;
+    if let Some(address) = plan.ips().find(|a| a.is_ipv6() && bridge.tunnel) {
+        return Err(KernelError::NoIpv6InTunnel { address });
+    }
     let at = ensure(&mut ends.host, bridge, plan)?;
 
     let pod_mac = plan.owner.key.mac();
@@ -296,48 +304,49 @@ pub fn attach(ends: &mut Ends, prepared: Prepared, plan: &Plan, bridge: &Bridge)
     let (port, inner) = ends.make(&create, &name, plan)?;
     steps::reached("veth-made");
 
+    prepare_v6(ends, plan)?;
     let mut inside = prepared.requests();
     inside.push(Request::set_up(inner, true));
-    inside.extend(plan.addresses.iter().map(|a| {
-        Request::add_address(&Address {
+    for (address, gateway) in &addresses {
+        inside.push(Request::add_address(&Address {
             link: inner,
-            address: IpNet::V4(*a),
+            address: *address,
             no_prefix_route: false,
-        })
-    }));
-    inside.push(Request::add_neighbour(&permanent(inner, gateway.into(), bridge_mac)));
-    inside.push(Request::add_route(&RouteEntry::via_gateway(
-        default_route(),
-        inner,
-        gateway,
-    )));
-    inside.push(Request::settle(inner));
+        }));
+        inside.push(Request::add_neighbour(&permanent(inner, *gateway, bridge_mac)));
+        inside.push(Request::add_route(&RouteEntry::via_gateway(
+            default_route(address.addr().is_ipv4()),
+            inner,
+            *gateway,
+        )));
+    }
     ends.pod
         .run_all(&inside)
         .map_err(doing(format!("configuring {} in the pod", plan.ifname)))?;
     steps::reached("pod-configured");
 
     let mut outside = vec![Request::change_link(port).alias(&plan.owner.alias()).bridge_port(PORT)];
-    let addresses = || plan.addresses.iter().map(|a| IpAddr::V4(a.addr()));
-    outside.extend(addresses().map(|a| Request::add_neighbour(&permanent(at, a, pod_mac))));
+    outside.extend(plan.ips().map(|a| Request::add_neighbour(&permanent(at, a, pod_mac))));
     ends.host
         .run_all(&outside)
         .map_err(doing(format!("telling {} of the pod", bridge.name)))?;
     steps::reached("neighbour-set");
     // Only after the neighbours: what is to be removed is found by them.
-    let routes: Vec<Request> = addresses()
+    let routes: Vec<Request> = plan
+        .ips()
         .map(|a| Request::add_route(&RouteEntry::via_link(IpNet::from(a), at)))
         .collect();
     ends.host.run_all(&routes).map_err(doing("making the pod's route"))?;
     steps::reached("routed");
+    // The bridge itself comes up with its first port.
+    ends.settle(plan, inner, &[port, at])?;
 
     Ok(Attached {
         bridge: Some((bridge.name.clone(), netlink::format_mac(bridge_mac))),
         host_link: name,
         host_mac: netlink::format_mac(HOST_MAC),
         pod_mac: netlink::format_mac(pod_mac),
-        addresses: plan.addresses.clone(),
-        gateway,
+        addresses,
     })
 }
 
@@ -405,7 +414,8 @@ pub fn sweep(alive: &BTreeSet<Mac>) -> Result<(), KernelError> {
             .iter()
             .filter(|r| {
                 let orphaned_table = ours(r.table) && wanted.iter().all(|w| w.table != r.table);
-                let to_pod = r.table == MAIN_TABLE && r.link.is_some_and(on_bridge);
+                let host_route = r.destination == alone(r.destination);
+                let to_pod = r.table == MAIN_TABLE && host_route && r.link.is_some_and(on_bridge);
                 orphaned_table || (to_pod && kept.iter().all(|n| IpNet::from(n.address) != r.destination))
             })
             .map(Request::delete_route),
@@ -425,7 +435,7 @@ pub fn check(
     ends: &mut Ends,
     owner: &Owner,
     ifname: &str,
-    addresses: &[Ipv4Addr],
+    addresses: &[IpAddr],
     bridge: &Bridge,
 ) -> Result<(), KernelError> {
     let name = owner.key.link_name();
@@ -471,7 +481,7 @@ pub fn check(
     let host_routes = host.routes().map_err(doing(reading()))?;
     let host_neighbours = host.neighbours().map_err(doing(reading()))?;
     let pod_addresses = pod.addresses().map_err(doing(reading()))?;
-    for address in addresses.iter().map(|a| IpAddr::V4(*a)) {
+    for address in addresses.iter().copied() {
         if !pod_addresses
             .iter()
             .any(|a| a.link == inner.index && a.address.addr() == address)
@@ -500,12 +510,14 @@ pub fn check(
         }
     }
     let pod_routes = pod.routes().map_err(doing(reading()))?;
-    if !pod_routes
-        .iter()
-        .any(|r| r.destination == default_route() && r.gateway.is_some() && r.link == Some(inner.index))
-    {
-        let expected = format!("a default route by {ifname}");
-        return Err(differs("route in the pod", expected, "none such"));
+    for v4 in addresses.iter().map(IpAddr::is_ipv4) {
+        if !pod_routes
+            .iter()
+            .any(|r| r.destination == default_route(v4) && r.gateway.is_some() && r.link == Some(inner.index))
+        {
+            let expected = format!("a default route by {ifname} to {}", default_route(v4));
+            return Err(differs("route in the pod", expected, "none such"));
+        }
     }
     Ok(())
 }

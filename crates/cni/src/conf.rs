@@ -6,12 +6,13 @@
 
 use std::{collections::BTreeMap, net::IpAddr, path::PathBuf};
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net};
 use serde::Deserialize;
 use serde_json::Value;
 use thiserror::Error;
 
 use crate::{
+    masquerade,
     result::{CniResult, Dns},
     source::{self, INTERFACES_FILE, Source},
     spec::{Attachment, Version, code, is_identifier, is_ifname},
@@ -82,6 +83,8 @@ pub struct NetConf {
     pub bridge: Option<String>,
     /// Bytes; `None` = the NIC's.
     pub mtu: Option<u32>,
+    /// `ipMasq`: ranges to which pods keep their own addresses; `None` = everywhere.
+    pub masquerade: Option<Vec<Ipv4Net>>,
     pub ipam: Ipam,
     /// Overrides IPAM's when it names servers.
     pub dns: Dns,
@@ -125,6 +128,9 @@ struct RawConf {
     bridge: Option<String>,
     master: Option<String>,
     mtu: Option<u32>,
+    ip_masq: Option<Value>,
+    #[serde(rename = "nonMasqueradeCIDRs")]
+    non_masquerade: Option<Vec<String>>,
     ipam: Option<RawIpam>,
     #[serde(default)]
     dns: Dns,
@@ -168,7 +174,7 @@ struct RawAttachment {
 }
 
 /// Keys that a runtime adds, or that mean the same here as their absence.
-const SILENT: [&str; 9] = [
+const SILENT: [&str; 8] = [
     "capabilities",
     "args",
     "runtimeConfig",
@@ -177,11 +183,10 @@ const SILENT: [&str; 9] = [
     "disableGC",
     "cniVersions",
     "cni.dev/attachments",
-    "ipMasq",
 ];
 
 /// Boolean keys of the original that change isolation or translation and are not built.
-const REFUSED_WHEN_TRUE: [&str; 3] = ["multiTenancy", "enableSnatOnHost", "ipMasq"];
+const REFUSED_WHEN_TRUE: [&str; 2] = ["multiTenancy", "enableSnatOnHost"];
 
 /// The `cniVersion` of a document that may be unusable otherwise, for the error document. "1.1.0" if unreadable.
 pub fn version_hint(raw: &[u8]) -> String {
@@ -237,6 +242,18 @@ impl NetConf {
             return Err(key("mtu", format!("{mtu} is not within 68..=65535")));
         }
         let mut ignored = Vec::new();
+        let masquerade = match &conf.ip_masq {
+            _ if !ours => None,
+            Some(Value::Bool(true)) => Some(exempt(conf.non_masquerade.as_deref())?),
+            None | Some(Value::Bool(false) | Value::Null) => {
+                ignored.extend(
+                    conf.non_masquerade
+                        .map(|_| "nonMasqueradeCIDRs (without ipMasq)".to_owned()),
+                );
+                None
+            }
+            Some(other) => return Err(key("ipMasq", format!("{other} is neither true nor false"))),
+        };
         if mode == Mode::Transparent && conf.bridge.as_deref().is_some_and(|b| !b.is_empty()) {
             ignored.push("bridge".to_owned());
         }
@@ -281,6 +298,7 @@ impl NetConf {
             master: conf.master.filter(|m| !m.is_empty()),
             bridge: conf.bridge.filter(|b| !b.is_empty()),
             mtu: conf.mtu.filter(|m| *m != 0),
+            masquerade,
             ipam,
             dns: conf.dns,
             state_dir,
@@ -307,11 +325,6 @@ impl Ipam {
             ignored.extend(raw.rest.keys().map(|k| format!("ipam.{k}")));
         }
         // A delegate's own keys are its business.
-        for (what, text) in [("ipam.subnet", &raw.subnet), ("ipam.ipAddress", &raw.ip_address)] {
-            if let Some(text) = text.as_deref().filter(|t| own && t.contains(':')) {
-                return Err(key(what, format!("{text} is IPv6, which is not supported")));
-            }
-        }
         let subnet = match raw.subnet.as_deref().filter(|s| own && !s.is_empty()) {
             Some(s) => Some(
                 s.parse()
@@ -389,6 +402,27 @@ impl Ipam {
     }
 }
 
+/// `nonMasqueradeCIDRs`.
+fn exempt(given: Option<&[String]>) -> Result<Vec<Ipv4Net>, ConfError> {
+    /// More are a mistake, and a table that large a burden.
+    const RANGES_MAX: usize = 1000;
+    let of = |text: &str| match text.parse() {
+        Ok(IpNet::V4(net)) => Ok(net.trunc()),
+        Ok(IpNet::V6(_)) => Err(key(
+            "nonMasqueradeCIDRs",
+            format!("{text} is IPv6, which is never masqueraded"),
+        )),
+        Err(_) => Err(key("nonMasqueradeCIDRs", format!("{text:?} is no prefix"))),
+    };
+    match given {
+        None => masquerade::EXEMPT.iter().map(|text| of(text)).collect(),
+        Some(list) if list.len() > RANGES_MAX => {
+            Err(key("nonMasqueradeCIDRs", format!("more than {RANGES_MAX} prefixes")))
+        }
+        Some(list) => list.iter().map(|text| of(text)).collect(),
+    }
+}
+
 fn truthy(v: &Value) -> bool {
     v.as_bool() == Some(true) || v.as_str() == Some("true")
 }
@@ -441,7 +475,7 @@ mod tests {
         for (k, v) in [
             ("multiTenancy", json!(true)),
             ("enableSnatOnHost", json!(true)),
-            ("ipMasq", json!(true)),
+            ("ipMasq", json!("yes")),
             ("executionMode", json!("baremetal")),
             ("mode", json!("transparent-vlan")),
             ("master", json!("a/b")),
@@ -467,6 +501,27 @@ mod tests {
             assert_eq!(e.code(), code::CONFIG, "{k} {v}: {e}");
         }
         assert!(parse(with("multiTenancy", json!(false))).unwrap().ignored == ["multiTenancy"]);
+    }
+
+    #[test]
+    fn masquerading_knows_its_ranges() {
+        let ranges = |c: NetConf| {
+            c.masquerade
+                .map(|r| r.iter().map(ToString::to_string).collect::<Vec<_>>())
+        };
+        assert_eq!(ranges(parse(base()).unwrap()), None);
+        let mut conf = with("ipMasq", json!(true));
+        assert_eq!(ranges(parse(conf.clone()).unwrap()).unwrap(), masquerade::EXEMPT);
+        conf["nonMasqueradeCIDRs"] = json!(["10.1.2.3/8"]);
+        assert_eq!(ranges(parse(conf.clone()).unwrap()).unwrap(), ["10.0.0.0/8"]);
+        for bad in [json!(["fd00::/8"]), json!(["x"]), json!(vec!["10.0.0.0/8"; 2000])] {
+            conf["nonMasqueradeCIDRs"] = bad;
+            let e = parse(conf.clone()).map(drop).unwrap_err();
+            assert_eq!(e.code(), code::CONFIG, "{e}");
+        }
+        conf["ipMasq"] = json!(false);
+        conf["nonMasqueradeCIDRs"] = json!(["10.0.0.0/8"]);
+        assert_eq!(parse(conf).unwrap().ignored, ["nonMasqueradeCIDRs (without ipMasq)"]);
     }
 
     #[test]

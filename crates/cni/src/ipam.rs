@@ -8,7 +8,7 @@ use thiserror::Error;
 use crate::{
     conf::NetConf,
     links::{self, network_tag},
-    pool::{Allocation, Key, PoolError, Request, Reservation, State},
+    pool::{Allocation, Key, PoolError, Request, State, Usage},
     result::{CniResult, Dns, IpConfig, Route},
     source::SourceError,
     spec::{Attachment, Failure, code},
@@ -88,9 +88,9 @@ impl<'a> Ipam<'a> {
         self.store.with(f).map_err(|source| IpamError::Store { source })
     }
 
-    /// Reserves an address for the attachment, or returns the one it has. Asks the pool's source only if what is
+    /// Reserves an address of each of the pool's families for the attachment, or returns those it has. Asks the pool's source only if what is
     /// remembered is old or used up, and never under the lock.
-    pub fn add(&self, attachment: &Attachment) -> Result<Allocation, IpamError> {
+    pub fn add(&self, attachment: &Attachment) -> Result<Vec<Allocation>, IpamError> {
         let request = Request {
             network: &self.network,
             attachment,
@@ -104,7 +104,8 @@ impl<'a> Ipam<'a> {
             let now = boot_clock_ms();
             let usable = Cell::new(false);
             let outcome = self.with(|s| {
-                if let Some(held) = s.find(&Key::of(attachment)) {
+                let held = s.find(&Key::of(attachment));
+                if !held.is_empty() {
                     usable.set(true);
                     return Ok(held);
                 }
@@ -143,7 +144,8 @@ impl<'a> Ipam<'a> {
         s.pool.as_ref().is_some_and(|p| {
             source.is_remembered()
                 && p.source == source.name()
-                && now_ms.saturating_sub(p.fetched_ms) < self.conf.ipam.query_interval_ms
+                // One that was learned in the future is of another clock's time.
+                && now_ms.checked_sub(p.fetched_ms).is_some_and(|age| age < self.conf.ipam.query_interval_ms)
         })
     }
 
@@ -168,24 +170,27 @@ impl<'a> Ipam<'a> {
         }
     }
 
-    /// Gives back the attachment's address; success if it has none.
-    pub fn del(&self, attachment: &Attachment) -> Result<Option<IpAddr>, IpamError> {
+    /// Gives back the attachment's addresses; success if it has none.
+    pub fn del(&self, attachment: &Attachment) -> Result<Vec<IpAddr>, IpamError> {
         let key = Key::of(attachment);
-        let release = |s: &mut Tracked| match s.find(&key) {
-            Some(_) => s.release(&key, boot_clock_ms()),
-            None => None,
+        let release = |s: &mut Tracked| match &s.find(&key)[..] {
+            [] => Vec::new(),
+            _ => s.release(&key, boot_clock_ms()),
         };
         let released = self.with(release)?;
         steps::reached("released");
         Ok(released)
     }
 
-    /// The attachment holds the address that its result says.
+    /// The attachment holds the addresses that its result says.
     pub fn check(&self, attachment: &Attachment, expected: &[IpAddr]) -> Result<(), IpamError> {
         let (container_id, ifname) = (attachment.container_id.clone(), attachment.ifname.clone());
-        match self.with(|s| s.find(&Key::of(attachment)))? {
-            None => Err(IpamError::NotReserved { container_id, ifname }),
-            Some(a) if expected.contains(&a.address) => Ok(()),
+        let held = self.with(|s| s.find(&Key::of(attachment)))?;
+        if held.is_empty() {
+            return Err(IpamError::NotReserved { container_id, ifname });
+        }
+        match held.into_iter().find(|a| !expected.contains(&a.address)) {
+            None => Ok(()),
             Some(a) => {
                 let expected = expected.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
                 Err(IpamError::OtherAddress {
@@ -216,47 +221,54 @@ impl<'a> Ipam<'a> {
         })
     }
 
-    /// Ready if at least one address is free, resting ones included.
+    /// Ready if at least one address of each of the pool's families is free, resting ones included.
     pub fn status(&self) -> Result<(), IpamError> {
         let fresh = self.with(|s| self.is_fresh(s, boot_clock_ms()))?;
         if !fresh {
             self.refresh()?;
         }
-        let (used, total, withdrawn) = self.with(|s| s.usage())?;
-        if used < total {
-            return Ok(());
+        let families = self.with(|s| {
+            let there = [true, false].into_iter().filter(|v4| s.has_family(*v4));
+            there.map(|v4| s.usage(v4)).collect::<Vec<Usage>>()
+        })?;
+        let full = families.iter().find(|u| u.used >= u.total);
+        let none = Usage {
+            used: 0,
+            total: 0,
+            withdrawn: 0,
+        };
+        match full.copied().or(families.is_empty().then_some(none)) {
+            None => Ok(()),
+            Some(Usage { used, total, withdrawn }) => Err(IpamError::Pool {
+                source: PoolError::Exhausted { used, total, withdrawn },
+            }),
         }
-        Err(IpamError::Pool {
-            source: PoolError::Exhausted { used, total, withdrawn },
-        })
     }
 }
 
-/// The result of an IPAM ADD: the address with its subnet's mask, the subnet's first address as the gateway.
-pub fn result(a: &Allocation) -> CniResult {
-    let address = IpNet::new(a.address, a.prefix.prefix_len()).unwrap_or(IpNet::from(a.address));
-    let gateway = address.trunc().hosts().next();
-    let default = if a.address.is_ipv4() {
-        IpNet::V4(Default::default())
-    } else {
-        IpNet::V6(Default::default())
-    };
-    CniResult {
-        interfaces: Vec::new(),
-        ips: vec![IpConfig {
-            address,
-            gateway,
-            interface: None,
-        }],
-        routes: vec![Route {
-            dst: default,
-            gw: gateway,
-        }],
+/// The result of an IPAM ADD: the addresses with their subnet's mask, the subnet's first address as the gateway.
+pub fn result(allocations: &[Allocation]) -> CniResult {
+    let mut out = CniResult {
         dns: Dns {
             nameservers: vec![AZURE_DNS.to_owned()],
             ..Default::default()
         },
+        ..Default::default()
+    };
+    for a in allocations {
+        let address = IpNet::new(a.address, a.prefix.prefix_len()).unwrap_or(IpNet::from(a.address));
+        let gateway = address.trunc().hosts().find(|h| *h != address.network() || h.is_ipv4());
+        out.ips.push(IpConfig {
+            address,
+            gateway,
+            interface: None,
+        });
+        out.routes.push(Route {
+            dst: links::default_route(a.address.is_ipv4()),
+            gw: gateway,
+        });
     }
+    out
 }
 
 /// Reservations as the kernel's links and routes show them; for pods of other plug-ins than `azure-vnet` it knows none.
@@ -265,17 +277,12 @@ fn recover() -> Result<State, Box<dyn std::error::Error + Send + Sync>> {
     for live in links::live()? {
         let Some(owner) = live.owner else { continue };
         for address in live.addresses {
-            state.reservations.insert(
+            state.adopt(
                 address,
-                Reservation {
-                    key: owner.key.clone(),
-                    network: owner.network.clone(),
-                    container_id: owner.container_id.clone(),
-                    ifname: owner.ifname.clone(),
-                    // Corrected when the pool is known.
-                    prefix: IpNet::from(address),
-                    mac: "*".to_owned(),
-                },
+                owner.key.clone(),
+                &owner.network,
+                &owner.container_id,
+                &owner.ifname,
             );
         }
     }

@@ -2,7 +2,7 @@
 //!
 //! [`entry`] turns a process into an [`spec::Invocation`] and a [`conf::NetConf`]; [`plugin`] has the verbs;
 //! [`ipam`] reserves addresses ([`pool`], pure) that a [`source`] tells ([`wire`], [`http`]) and remembers them
-//! ([`store`]); [`transparent`] and [`bridge`] make links, [`links`] removes them. What is printed is a [`result`] or a [`spec::Failure`].
+//! ([`store`]); [`transparent`] and [`bridge`] make links, [`links`] removes them; [`masquerade`] lets pods out. What is printed is a [`result`] or a [`spec::Failure`].
 
 pub mod bridge;
 pub mod conf;
@@ -11,6 +11,7 @@ pub mod entry;
 pub mod http;
 pub mod ipam;
 pub mod links;
+pub mod masquerade;
 pub mod plugin;
 pub mod pool;
 pub mod result;

@@ -5,12 +5,13 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{IpAddr, Ipv4Addr},
+    net::IpAddr,
+    time::{Duration, Instant},
 };
 
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use linux::{
-    netlink::{self, Address, Link, Mac, Neighbour, Request, Route, RouteEntry},
+    netlink::{self, Address, Link, Mac, Neighbour, Request, Route, RouteEntry, RouteKind},
     netns::NetNs,
     sysctl,
 };
@@ -43,18 +44,23 @@ pub enum KernelError {
         #[source]
         source: sysctl::Error,
     },
+    #[error("entering the pod's namespace")]
+    Enter {
+        #[source]
+        source: linux::netns::Error,
+    },
     #[error("interface {ifname} exists already in the namespace of container {container_id}")]
     Exists { ifname: String, container_id: String },
     #[error("link {link} belongs to another attachment: {alias}")]
     Foreign { link: String, alias: String },
-    #[error("address {address} is not IPv4; only IPv4 is supported")]
-    NotIpv4 { address: IpAddr },
+    #[error("mode: tunnel carries no IPv6, but IPAM gave {address}; take IPv6 out of the pool, or use another mode")]
+    NoIpv6InTunnel { address: IpAddr },
     #[error(
         "bridge: {link} was not made by azure-vnet (it is a {kind} link with MAC {mac}); name another one or remove it"
     )]
     ForeignBridge { link: String, kind: String, mac: String },
-    #[error("IPAM gave neither a gateway nor a subnet that has one")]
-    NoGateway,
+    #[error("IPAM gave neither a gateway for {address} nor a subnet that has one")]
+    NoGateway { address: IpNet },
     #[error("no network interface of this machine fits: {reason}")]
     NoMaster { reason: String },
     #[error("{what} is missing or different: expected {expected}, found {found}")]
@@ -68,6 +74,11 @@ pub enum KernelError {
 pub(crate) fn doing(what: impl Into<String>) -> impl FnOnce(netlink::Error) -> KernelError {
     let doing = what.into();
     move |source| KernelError::Netlink { doing, source }
+}
+
+pub(crate) fn filter(what: impl Into<String>) -> impl FnOnce(linux::nft::Error) -> KernelError {
+    let doing = what.into();
+    move |source| KernelError::Nft { doing, source }
 }
 
 /// Owner of a host link, as its alias says.
@@ -120,13 +131,28 @@ pub struct Plan {
     pub owner: Owner,
     /// Name in the pod.
     pub ifname: String,
-    /// With the prefix length of their subnet.
-    pub addresses: Vec<Ipv4Net>,
-    /// What IPAM calls the gateway.
-    pub gateway: Option<Ipv4Addr>,
+    pub addresses: Vec<Leased>,
     pub mtu: u32,
     /// NIC of the node: packets for pods enter there.
     pub master: Link,
+}
+
+/// An address as IPAM gives it.
+#[derive(Clone, Copy, Debug)]
+pub struct Leased {
+    /// With the prefix length of its subnet.
+    pub net: IpNet,
+    pub gateway: Option<IpAddr>,
+}
+
+impl Plan {
+    pub(crate) fn ips(&self) -> impl Iterator<Item = IpAddr> {
+        self.addresses.iter().map(|a| a.net.addr())
+    }
+
+    pub(crate) fn has_v6(&self) -> bool {
+        self.ips().any(|a| a.is_ipv6())
+    }
 }
 
 /// What was made.
@@ -137,14 +163,15 @@ pub struct Attached {
     pub host_link: String,
     pub host_mac: String,
     pub pod_mac: String,
-    /// As the pod has them.
-    pub addresses: Vec<Ipv4Net>,
-    pub gateway: Ipv4Addr,
+    /// As the pod has them, each with its gateway.
+    pub addresses: Vec<(IpNet, IpAddr)>,
 }
 
 /// Both ends of an attachment: the pod's namespace, and a socket in the machine's namespace and in the pod's.
 pub struct Ends {
     pub ns: NetNs,
+    /// This process's own namespace.
+    pub home: NetNs,
     pub host: Route,
     pub pod: Route,
 }
@@ -169,6 +196,32 @@ impl Ends {
         }
     }
 
+    /// Waits until the links on both sides take packets. One that does not within the wait is left to the pod, which then sees
+    /// what it would have seen anyway.
+    ///
+    /// The kernel takes packets for a new IPv6 address only once a worker has made the route to it, also if the address is not
+    /// to be looked for elsewhere first.
+    pub(crate) fn settle(&mut self, plan: &Plan, inner: u32, outer: &[u32]) -> Result<(), KernelError> {
+        let waiting = || doing("waiting for the links to take packets");
+        self.pod.settle_all(&[inner]).map_err(waiting())?;
+        self.host.settle_all(outer).map_err(waiting())?;
+        let wanted: Vec<IpNet> = plan.ips().filter(IpAddr::is_ipv6).map(IpNet::from).collect();
+        let end = Instant::now() + netlink::CARRIER_WAIT;
+        while !wanted.is_empty() {
+            let routes = self.pod.routes().map_err(waiting())?;
+            let is_local = |net: &IpNet| {
+                routes
+                    .iter()
+                    .any(|r| r.kind == RouteKind::Local && r.destination == *net)
+            };
+            if wanted.iter().all(is_local) || Instant::now() >= end {
+                break;
+            }
+            std::thread::sleep(Duration::from_micros(200));
+        }
+        Ok(())
+    }
+
     /// Makes the veth pair and returns the indexes of its ends, the host's first. A host link left by a dead ADD of the same
     /// attachment is replaced.
     pub(crate) fn make(&mut self, create: &Request, name: &str, plan: &Plan) -> Result<(u32, u32), KernelError> {
@@ -190,6 +243,21 @@ impl Ends {
         let index = |route: &mut Route, name: &str| Ok(route.need_link(name).map_err(doing(making()))?.index);
         Ok((index(&mut self.host, name)?, index(&mut self.pod, &plan.ifname)?))
     }
+}
+
+/// What the pod's link of that name needs before IPv6 addresses: some runtimes switch IPv6 off in the namespace, and a pod
+/// listens to nobody's advertisements, since its routes are made for it.
+pub(crate) fn prepare_v6(ends: &Ends, plan: &Plan) -> Result<(), KernelError> {
+    if !plan.has_v6() {
+        return Ok(());
+    }
+    let settings = || {
+        set6(&plan.ifname, "disable_ipv6", "0")?;
+        set6(&plan.ifname, "accept_ra", "0")
+    };
+    ends.ns
+        .visit(&ends.home, settings)
+        .map_err(|source| KernelError::Enter { source })?
 }
 
 /// What [`Ends::prepare`] found.
@@ -218,8 +286,17 @@ pub(crate) fn permanent(link: u32, address: IpAddr, mac: Mac) -> Neighbour {
     }
 }
 
-pub(crate) fn default_route() -> IpNet {
-    IpNet::V4(Ipv4Net::default())
+pub(crate) fn default_route(v4: bool) -> IpNet {
+    if v4 {
+        IpNet::V4(Ipv4Net::default())
+    } else {
+        IpNet::V6(Ipv6Net::default())
+    }
+}
+
+/// The same without a prefix: `/32` or `/128`.
+pub(crate) fn alone(net: IpNet) -> IpNet {
+    IpNet::from(net.addr())
 }
 
 /// Packets for pods enter by the NIC, which therefore has to forward.
@@ -230,13 +307,38 @@ pub(crate) fn forward_from(nic: &Link) -> Result<(), KernelError> {
     set(&nic.name, "forwarding", "1")
 }
 
+/// Lets IPv6 packets that come in by these links leave by others. Kernels from 6.17 on have a setting per link for it. Before,
+/// there is one for all of a namespace only, and with it a NIC that learns its routes from advertisements has to be told to
+/// go on doing so.
+pub(crate) fn forward_v6_from(nic: &str, link: &str) -> Result<(), KernelError> {
+    const OWN: &str = "force_forwarding";
+    set6(link, "disable_ipv6", "0")?;
+    if sysctl::get(&format!("net/ipv6/conf/{nic}/{OWN}")).is_ok() {
+        set6(nic, OWN, "1")?;
+        return set6(link, OWN, "1");
+    }
+    if sysctl::get(&format!("net/ipv6/conf/{nic}/accept_ra")).is_ok_and(|v| v == "1") {
+        set6(nic, "accept_ra", "2")?;
+    }
+    set6("all", "forwarding", "1")
+}
+
 /// Sets `net/ipv4/conf/<link>/<what>`.
 pub(crate) fn set(link: &str, what: &str, value: &str) -> Result<(), KernelError> {
-    let key = format!("net/ipv4/conf/{link}/{what}");
+    set_in(4, link, what, value)
+}
+
+/// Sets `net/ipv6/conf/<link>/<what>`.
+pub(crate) fn set6(link: &str, what: &str, value: &str) -> Result<(), KernelError> {
+    set_in(6, link, what, value)
+}
+
+fn set_in(version: u8, link: &str, what: &str, value: &str) -> Result<(), KernelError> {
+    let key = format!("net/ipv{version}/conf/{link}/{what}");
     sysctl::set(&key, value)
         .map(|_| ())
         .map_err(|source| KernelError::Sysctl {
-            doing: format!("setting {what} of {link}"),
+            doing: format!("setting IPv{version} {what} of {link}"),
             source,
         })
 }
@@ -384,8 +486,8 @@ pub fn master(
     let routes = host.routes().map_err(doing("listing routes"))?;
     let default = routes
         .iter()
-        .filter(|r| r.destination == default_route() && r.table == 254)
-        .min_by_key(|r| r.metric)
+        .filter(|r| r.destination.prefix_len() == 0 && r.table == 254)
+        .min_by_key(|r| (r.destination.addr().is_ipv6(), r.metric))
         .and_then(|r| r.link);
     links
         .into_iter()
@@ -405,7 +507,7 @@ fn nic<'a>(links: &'a [Link], addresses: &[Address], mac: &str) -> Option<&'a Li
     let has_address = |l: &Link| {
         addresses
             .iter()
-            .any(|a| a.link == l.index && a.address.addr().is_ipv4())
+            .any(|a| a.link == l.index && !matches!(a.address, IpNet::V6(n) if n.addr().is_unicast_link_local()))
     };
     links
         .iter()

@@ -1,10 +1,6 @@
 //! The verbs of both binaries over a parsed invocation; they return what is to be printed.
 
-use std::{
-    collections::BTreeSet,
-    net::{IpAddr, Ipv4Addr},
-    path::Path,
-};
+use std::{collections::BTreeSet, net::IpAddr, path::Path};
 
 use ipnet::{IpNet, Ipv4Net};
 use linux::{
@@ -19,6 +15,7 @@ use crate::{
     delegate,
     ipam::{self, Ipam},
     links::{self, Ends, KernelError, Owner, Plan, Prepared, doing, network_tag},
+    masquerade,
     pool::Key,
     result::{CniResult, Interface, IpConfig, Route},
     spec::{Attachment, Command, Failure, Invocation, code},
@@ -104,8 +101,8 @@ impl Call<'_> {
         let ipam = self.ipam();
         match self.invocation.command {
             Command::Add => {
-                let allocation = ipam.add(self.attachment()?).map_err(|e| e.failure(None))?;
-                return Ok(Some(ipam::result(&allocation).document(self.conf.version)));
+                let allocations = ipam.add(self.attachment()?).map_err(|e| e.failure(None))?;
+                return Ok(Some(ipam::result(&allocations).document(self.conf.version)));
             }
             Command::Del => drop(ipam.del(self.attachment()?).map_err(|e| e.failure(None))?),
             Command::Check => {
@@ -158,7 +155,12 @@ impl Call<'_> {
             ));
         }
         let pod = RouteSocket::visit(&ns, &own).map_err(|e| kernel(&doing("opening the pod's namespace")(e)))?;
-        Ok(Ends { ns, host, pod })
+        Ok(Ends {
+            ns,
+            home: own,
+            host,
+            pod,
+        })
     }
 
     fn netns_path(&self) -> &Path {
@@ -179,8 +181,8 @@ impl Call<'_> {
             let a = self.ipam().add(attachment).map_err(|e| e.failure(None))?;
             return Ok(Leased {
                 result: ipam::result(&a),
-                mac: Some(a.mac),
-                nic: a.nic,
+                mac: a.first().map(|a| a.mac.clone()),
+                nic: a.first().and_then(|a| a.nic.clone()),
             });
         }
         let result = delegate::run(self.conf, self.invocation).map_err(|e| e.failure())?;
@@ -240,7 +242,14 @@ impl Call<'_> {
             mac,
             nic,
         } = leased;
-        let addresses = ipv4_nets(leased.ips.iter().map(|i| i.address)).map_err(|e| kernel(&e))?;
+        let addresses: Vec<links::Leased> = leased
+            .ips
+            .iter()
+            .map(|i| links::Leased {
+                net: i.address,
+                gateway: i.gateway,
+            })
+            .collect();
         if addresses.is_empty() {
             return Err(Failure::new(
                 code::KERNEL,
@@ -259,13 +268,22 @@ impl Call<'_> {
             owner: self.owner(attachment),
             ifname: attachment.ifname.clone(),
             addresses,
-            gateway: leased.ips.iter().find_map(|i| match i.gateway {
-                Some(IpAddr::V4(g)) => Some(g),
-                _ => None,
-            }),
             mtu: self.conf.mtu.unwrap_or(master.mtu),
             master,
         };
+        if let Some(exempt) = &self.conf.masquerade {
+            let subnets: BTreeSet<Ipv4Net> = leased
+                .ips
+                .iter()
+                .filter_map(|i| match i.address {
+                    IpNet::V4(net) => Some(net.trunc()),
+                    IpNet::V6(_) => None,
+                })
+                .collect();
+            for subnet in subnets {
+                masquerade::ensure(&plan.owner.network, &plan.master.name, subnet, exempt).map_err(|e| kernel(&e))?;
+            }
+        }
         let made = match &bridge {
             None => transparent::attach(ends, prepared, &plan),
             Some(bridge) => bridge::attach(ends, prepared, &plan, bridge),
@@ -292,16 +310,20 @@ impl Call<'_> {
             ips: made
                 .addresses
                 .iter()
-                .map(|a| IpConfig {
-                    address: IpNet::V4(*a),
-                    gateway: Some(made.gateway.into()),
+                .map(|(address, gateway)| IpConfig {
+                    address: *address,
+                    gateway: Some(*gateway),
                     interface: Some(at),
                 })
                 .collect(),
-            routes: vec![Route {
-                dst: IpNet::V4(Default::default()),
-                gw: Some(made.gateway.into()),
-            }],
+            routes: made
+                .addresses
+                .iter()
+                .map(|(address, gateway)| Route {
+                    dst: links::default_route(address.addr().is_ipv4()),
+                    gw: Some(*gateway),
+                })
+                .collect(),
             dns: if self.conf.dns.nameservers.is_empty() {
                 leased.dns
             } else {
@@ -347,7 +369,7 @@ impl Call<'_> {
             .iter()
             .filter(|i| i.interface == Some(at))
             .map(|i| i.address.addr());
-        let addresses = ipv4(ours).map_err(|e| Failure::from_error(code::CHECK_FAILED, &e))?;
+        let addresses: Vec<IpAddr> = ours.collect();
         if addresses.is_empty() {
             return Err(differs("an address of", &attachment.ifname));
         }
@@ -357,8 +379,7 @@ impl Call<'_> {
         }
         .map_err(|e| Failure::from_error(code::CHECK_FAILED, &e))?;
         if self.own_ipam() {
-            let expected: Vec<IpAddr> = addresses.into_iter().map(IpAddr::V4).collect();
-            return self.ipam().check(attachment, &expected).map_err(|e| e.failure(None));
+            return self.ipam().check(attachment, &addresses).map_err(|e| e.failure(None));
         }
         delegate::run(self.conf, self.invocation)
             .map(drop)
@@ -415,6 +436,10 @@ impl Call<'_> {
                 let mut alive: BTreeSet<_> = others.iter().chain(&keys).map(Key::mac).collect();
                 alive.extend(kept.iter().filter_map(|l| l.owner.as_ref()).map(|o| o.key.mac()));
                 failures.extend(bridge::sweep(&alive).err().map(|e| kernel(&e)));
+                let of_network = |l: &links::Live| l.owner.as_ref().is_some_and(|o| o.network == network);
+                if self.conf.masquerade.is_none() || !kept.iter().any(of_network) {
+                    failures.extend(masquerade::remove(&network).err().map(|e| kernel(&e)));
+                }
             }
         }
         let released = if self.own_ipam() {
@@ -464,26 +489,6 @@ impl Call<'_> {
             .map(drop)
             .map_err(|e| e.failure())
     }
-}
-
-fn ipv4(addresses: impl Iterator<Item = IpAddr>) -> Result<Vec<Ipv4Addr>, KernelError> {
-    addresses
-        .map(|a| match a {
-            IpAddr::V4(v4) => Ok(v4),
-            address @ IpAddr::V6(_) => Err(KernelError::NotIpv4 { address }),
-        })
-        .collect()
-}
-
-fn ipv4_nets(addresses: impl Iterator<Item = IpNet>) -> Result<Vec<Ipv4Net>, KernelError> {
-    addresses
-        .map(|a| match a {
-            IpNet::V4(v4) => Ok(v4),
-            IpNet::V6(v6) => Err(KernelError::NotIpv4 {
-                address: v6.addr().into(),
-            }),
-        })
-        .collect()
 }
 
 /// One failure of many steps, none of which stopped the others.

@@ -128,17 +128,16 @@ pub enum PoolError {
 }
 
 impl State {
-    /// The reservation of an attachment, if any.
-    pub fn find(&self, key: &Key) -> Option<Allocation> {
-        self.reservations
-            .iter()
-            .find(|(_, r)| r.key == *key)
-            .map(|(a, r)| Allocation {
-                address: *a,
-                prefix: r.prefix,
-                mac: r.mac.clone(),
-                nic: self.nic(&r.mac),
-            })
+    /// What an attachment has reserved, IPv4 first; empty if nothing.
+    pub fn find(&self, key: &Key) -> Vec<Allocation> {
+        let held = self.reservations.iter().filter(|(_, r)| r.key == *key);
+        held.map(|(a, r)| Allocation {
+            address: *a,
+            prefix: r.prefix,
+            mac: r.mac.clone(),
+            nic: self.nic(&r.mac),
+        })
+        .collect()
     }
 
     fn nic(&self, mac: &str) -> Option<String> {
@@ -146,23 +145,60 @@ impl State {
         subnets.find(|s| s.mac == mac)?.nic.clone()
     }
 
-    /// Reserves an address, or returns the one the attachment has. Of the free ones the one released longest ago (or
-    /// never used) is taken, first NIC first, so that a stale flow of the former owner has the longest time to end.
-    pub fn reserve(&mut self, req: &Request<'_>, now_ms: u64) -> Result<Allocation, PoolError> {
+    /// Reserves one address of each family that the pool has, or returns those the attachment has; IPv4 first. Of the free
+    /// ones the one released longest ago (or never used) is taken, first NIC first, so that a stale flow of the former owner
+    /// has the longest time to end. Both families' addresses are of one NIC. All are reserved or none.
+    pub fn reserve(&mut self, req: &Request<'_>, now_ms: u64) -> Result<Vec<Allocation>, PoolError> {
         let key = Key::of(req.attachment);
-        if let Some(held) = self.find(&key) {
+        let held = self.find(&key);
+        if !held.is_empty() {
             return Ok(held);
         }
-        let empty = Vec::new();
-        let subnets = self.pool.as_ref().map_or(&empty, |p| &p.subnets);
+        let subnets = self.pool.iter().flat_map(|p| &p.subnets);
         let subnets: Vec<(IpNet, &PoolSubnet)> = subnets
-            .iter()
             .filter_map(|s| Some((s.prefix.parse::<IpNet>().ok()?.trunc(), s)))
             .filter(|(p, _)| req.subnet.is_none_or(|want| want.trunc() == *p))
+            .filter(|(p, _)| req.address.is_none_or(|want| want.is_ipv4() == p.addr().is_ipv4()))
             .collect();
         if let (Some(subnet), true) = (req.subnet, subnets.is_empty()) {
             return Err(PoolError::NoSubnet { subnet });
         }
+        let (v4, v6): (Vec<_>, Vec<_>) = subnets.into_iter().partition(|(p, _)| p.addr().is_ipv4());
+        let mut out = Vec::new();
+        if !v4.is_empty() || v6.is_empty() {
+            out.push(self.choose(&v4, true, req, now_ms)?);
+        }
+        let mac = out.first().map(|a: &Allocation| a.mac.clone());
+        let of_nic = |s: &PoolSubnet| mac.as_ref().is_none_or(|m| m == "*" || s.mac == "*" || *m == s.mac);
+        let v6: Vec<_> = v6.into_iter().filter(|(_, s)| of_nic(s)).collect();
+        if !v6.is_empty() {
+            out.push(self.choose(&v6, false, req, now_ms)?);
+        }
+        for allocation in &out {
+            self.released_ms.remove(&allocation.address);
+            self.reservations.insert(
+                allocation.address,
+                Reservation {
+                    key: key.clone(),
+                    network: req.network.to_owned(),
+                    container_id: req.attachment.container_id.clone(),
+                    ifname: req.attachment.ifname.clone(),
+                    prefix: allocation.prefix,
+                    mac: allocation.mac.clone(),
+                },
+            );
+        }
+        Ok(out)
+    }
+
+    /// The next address of these subnets, which are of one family.
+    fn choose(
+        &self,
+        subnets: &[(IpNet, &PoolSubnet)],
+        v4: bool,
+        req: &Request<'_>,
+        now_ms: u64,
+    ) -> Result<Allocation, PoolError> {
         let candidates: Vec<(IpAddr, IpNet, &PoolSubnet)> = subnets
             .iter()
             .flat_map(|(p, s)| s.addresses.iter().map(|a| (*a, *p, *s)))
@@ -187,54 +223,58 @@ impl State {
             .map(|c| (self.released_ms.get(&c.0).copied(), c))
             .min_by_key(|(released, (a, _, s))| (!s.primary_nic, *released, *a));
         let Some((released, (address, prefix, subnet))) = best else {
-            let (used, total, withdrawn) = self.usage();
+            let Usage { used, total, withdrawn } = self.usage(v4);
             return Err(PoolError::Exhausted { used, total, withdrawn });
         };
-        let free_at = released.map_or(0, |at| at.saturating_add(req.cool_down_ms));
+        // A release in the future is of another clock's time, and nothing to wait for.
+        let rests = released.filter(|at| *at <= now_ms);
+        let free_at = rests.map_or(0, |at| at.saturating_add(req.cool_down_ms));
         // An address asked for by name is given at once: the caller knows what it does.
         if free_at > now_ms && req.address.is_none() {
             return Err(PoolError::Cooling {
                 wait_ms: free_at - now_ms,
             });
         }
-        let out = Allocation {
+        Ok(Allocation {
             address: *address,
             prefix: *prefix,
             mac: subnet.mac.clone(),
             nic: subnet.nic.clone(),
-        };
-        self.released_ms.remove(&out.address);
-        self.reservations.insert(
-            out.address,
-            Reservation {
-                key,
-                network: req.network.to_owned(),
-                container_id: req.attachment.container_id.clone(),
-                ifname: req.attachment.ifname.clone(),
-                prefix: out.prefix,
-                mac: out.mac.clone(),
-            },
-        );
-        Ok(out)
+        })
     }
 
     /// Gives back what the attachment holds; returns it. Unknown attachments are nothing to do.
-    pub fn release(&mut self, key: &Key, now_ms: u64) -> Option<IpAddr> {
-        let address = *self.reservations.iter().find(|(_, r)| r.key == *key)?.0;
-        self.reservations.remove(&address);
-        self.released_ms.insert(address, now_ms);
-        Some(address)
+    pub fn release(&mut self, key: &Key, now_ms: u64) -> Vec<IpAddr> {
+        let held: Vec<IpAddr> = self.find(key).into_iter().map(|a| a.address).collect();
+        for address in &held {
+            self.reservations.remove(address);
+            self.released_ms.insert(*address, now_ms);
+        }
+        held
     }
 
     /// Gives back everything `network` holds that is not in `valid`; returns the addresses.
     pub fn retain(&mut self, network: &str, valid: &BTreeSet<Key>, now_ms: u64) -> Vec<IpAddr> {
-        let stale: Vec<Key> = self
+        let stale: BTreeSet<Key> = self
             .reservations
             .values()
             .filter(|r| r.network == network && !valid.contains(&r.key))
             .map(|r| r.key.clone())
             .collect();
-        stale.iter().filter_map(|k| self.release(k, now_ms)).collect()
+        stale.iter().flat_map(|k| self.release(k, now_ms)).collect()
+    }
+
+    /// Takes over what the kernel shows of an attachment; what it does not show is corrected when the pool is known.
+    pub fn adopt(&mut self, address: IpAddr, key: Key, network: &str, container_id: &str, ifname: &str) {
+        let reservation = Reservation {
+            key,
+            network: network.to_owned(),
+            container_id: container_id.to_owned(),
+            ifname: ifname.to_owned(),
+            prefix: IpNet::from(address),
+            mac: "*".to_owned(),
+        };
+        self.reservations.insert(address, reservation);
     }
 
     /// Takes a new pool. Withdrawn addresses stay with their holders and are forgotten when released.
@@ -255,17 +295,36 @@ impl State {
         self.pool = Some(pool);
     }
 
-    /// `(in use within the pool, size of the pool, in use but withdrawn)`.
-    pub fn usage(&self) -> (usize, usize, usize) {
-        let known: BTreeSet<IpAddr> = self
-            .pool
-            .iter()
-            .flat_map(|p| &p.subnets)
+    /// Of one family's addresses.
+    pub fn usage(&self, v4: bool) -> Usage {
+        let subnets = self.pool.iter().flat_map(|p| &p.subnets);
+        let known: BTreeSet<IpAddr> = subnets
             .flat_map(|s| s.addresses.iter().copied())
+            .filter(|a| a.is_ipv4() == v4)
             .collect();
-        let used = self.reservations.keys().filter(|a| known.contains(a)).count();
-        (used, known.len(), self.reservations.len() - used)
+        let reserved = || self.reservations.keys().filter(|a| a.is_ipv4() == v4);
+        let used = reserved().filter(|a| known.contains(a)).count();
+        Usage {
+            used,
+            total: known.len(),
+            withdrawn: reserved().count() - used,
+        }
     }
+
+    /// Whether the pool has subnets of the family.
+    pub fn has_family(&self, v4: bool) -> bool {
+        let mut subnets = self.pool.iter().flat_map(|p| &p.subnets);
+        subnets.any(|s| s.prefix.contains(':') != v4)
+    }
+}
+
+/// How much of the pool is in use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Usage {
+    pub used: usize,
+    pub total: usize,
+    /// In use, but no longer in the pool.
+    pub withdrawn: usize,
 }
 
 /// Neighbouring addresses as `first-last`: a NIC's addresses mostly are such, and every invocation reads them.
@@ -321,6 +380,8 @@ mod runs {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn pool(n: u8) -> State {
@@ -356,7 +417,7 @@ mod tests {
             address: None,
             cool_down_ms: 100,
         };
-        s.reserve(&req, now).map(|a| a.address)
+        s.reserve(&req, now).map(|a| a[0].address)
     }
 
     #[test]
@@ -377,9 +438,9 @@ mod tests {
                 withdrawn: 0
             })
         );
-        assert_eq!(s.release(&Key::of(&at("b")), 1000), Some(b));
-        assert_eq!(s.release(&Key::of(&at("b")), 1001), None);
-        assert_eq!(s.release(&Key::of(&at("a")), 1050), Some(a));
+        assert_eq!(s.release(&Key::of(&at("b")), 1000), [b]);
+        assert!(s.release(&Key::of(&at("b")), 1001).is_empty());
+        assert_eq!(s.release(&Key::of(&at("a")), 1050), [a]);
         assert_eq!(add(&mut s, "c", 1099), Err(PoolError::Cooling { wait_ms: 1 }));
         assert_eq!(add(&mut s, "c", 1100), Ok(b));
         assert_eq!(add(&mut s, "d", 1150), Ok(a));
@@ -441,6 +502,55 @@ mod tests {
     }
 
     #[test]
+    fn an_attachment_gets_one_address_of_each_family_of_one_nic_or_none() {
+        let subnet = |mac: &str, prefix: &str, addresses: &[&str]| PoolSubnet {
+            mac: mac.into(),
+            primary_nic: mac == "a",
+            prefix: prefix.into(),
+            addresses: addresses.iter().map(|a| a.parse().unwrap()).collect(),
+            ..Default::default()
+        };
+        let mut s = State {
+            pool: Some(Pool {
+                subnets: vec![
+                    subnet("b", "fd00:b::/64", &["fd00:b::9"]),
+                    subnet("a", "fd00:a::/64", &["fd00:a::9"]),
+                    subnet("a", "10.0.0.0/24", &["10.0.0.9", "10.0.0.10"]),
+                ],
+                ..Default::default()
+            }),
+            ..Default::default()
+        };
+        let reserve = |s: &mut State, id: &str, subnet: Option<&str>| {
+            let req = Request {
+                network: "n",
+                attachment: &at(id),
+                subnet: subnet.map(|t| t.parse().unwrap()),
+                address: None,
+                cool_down_ms: 0,
+            };
+            s.reserve(&req, 0)
+                .map(|all| all.iter().map(|a| a.address.to_string()).collect::<Vec<_>>())
+        };
+        assert_eq!(reserve(&mut s, "x", None).unwrap(), ["10.0.0.9", "fd00:a::9"]);
+        assert_eq!(reserve(&mut s, "x", None).unwrap(), ["10.0.0.9", "fd00:a::9"]);
+        let exhausted = PoolError::Exhausted {
+            used: 1,
+            total: 2,
+            withdrawn: 0,
+        };
+        assert_eq!(
+            reserve(&mut s, "y", None),
+            Err(exhausted),
+            "the other NIC's would not do"
+        );
+        assert_eq!(s.reservations.len(), 2, "and nothing is half reserved");
+        assert_eq!(reserve(&mut s, "y", Some("fd00:b::/64")).unwrap(), ["fd00:b::9"]);
+        assert_eq!(s.release(&Key::of(&at("x")), 0).len(), 2);
+        assert_eq!(s.reservations.len(), 1);
+    }
+
+    #[test]
     fn addresses_are_kept_in_runs_and_come_back_in_their_order() {
         let addresses: Vec<IpAddr> = [
             "10.0.0.9",
@@ -472,6 +582,118 @@ mod tests {
         ] {
             let text = text.replace("10.0.0.9", bad);
             assert!(serde_json::from_str::<PoolSubnet>(&text).is_err(), "{bad}");
+        }
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Add(u8),
+        /// An ADD that dies after its reservation.
+        DieInAdd(u8),
+        Del(u8),
+        /// A DEL that dies after the link is gone.
+        DieInDel(u8),
+        /// Of one network, with all that is attached listed.
+        Gc(u8),
+        LoseState,
+        /// The pool holds every address whose bit is set.
+        SetPool(u8),
+        Wait(u16),
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        let id = 0..6u8;
+        prop_oneof![
+            6 => id.clone().prop_map(Step::Add),
+            1 => id.clone().prop_map(Step::DieInAdd),
+            4 => id.clone().prop_map(Step::Del),
+            1 => id.prop_map(Step::DieInDel),
+            1 => (0..2u8).prop_map(Step::Gc),
+            1 => Just(Step::LoseState),
+            1 => any::<u8>().prop_map(Step::SetPool),
+            2 => (0..300u16).prop_map(Step::Wait),
+        ]
+    }
+
+    proptest! {
+        /// Whatever comes, in whatever order and dying wherever: no address of a pod that has its link is given to another
+        /// one, an attachment keeps what it has, and once all is quiet a GC leaves exactly what is attached.
+        #[test]
+        fn no_address_is_given_out_twice(steps in proptest::collection::vec(step(), 1..80)) {
+            let address = |family: u16, bit: u16| match family {
+                4 => IpAddr::from([10, 0, 0, 10 + bit as u8]),
+                _ => IpAddr::from([0xfd00, 0, 0, 0, 0, 0, 0, bit]),
+            };
+            let pool_of = |bits: u8| {
+                let subnet = |family, prefix: &str| PoolSubnet {
+                    mac: "*".into(),
+                    primary_nic: true,
+                    prefix: prefix.into(),
+                    addresses: (0..8).filter(|b| bits >> b & 1 == 1).map(|b| address(family, b)).collect(),
+                    ..Default::default()
+                };
+                let subnets = vec![subnet(4, "10.0.0.0/24"), subnet(6, "fd00::/64")];
+                Pool { subnets, ..Default::default() }
+            };
+            // Attachments 0..3 are one network's, 3..6 another's.
+            let network = |id: u8| if id < 3 { "n" } else { "m" };
+            let mut pool = pool_of(0xff);
+            let mut state = State::default();
+            state.set_pool(pool.clone());
+            let mut kernel: BTreeMap<u8, Vec<IpAddr>> = BTreeMap::new();
+            let mut now = 0;
+            for step in steps {
+                match step {
+                    Step::Add(id) | Step::DieInAdd(id) => {
+                        let attachment = at(&id.to_string());
+                        let req = Request {
+                            network: network(id),
+                            attachment: &attachment,
+                            subnet: None,
+                            address: None,
+                            cool_down_ms: 100,
+                        };
+                        let Ok(got) = state.reserve(&req, now) else { continue };
+                        let got: Vec<IpAddr> = got.iter().map(|a| a.address).collect();
+                        for (other, has) in &kernel {
+                            prop_assert!(*other == id || got.iter().all(|a| !has.contains(a)), "{other} has {has:?}, {id} gets {got:?}");
+                        }
+                        if let Some(has) = kernel.get(&id) {
+                            prop_assert_eq!(has, &got);
+                        } else if matches!(step, Step::Add(_)) {
+                            kernel.insert(id, got);
+                        }
+                    }
+                    Step::Del(id) => {
+                        kernel.remove(&id);
+                        state.release(&Key::of(&at(&id.to_string())), now);
+                    }
+                    Step::DieInDel(id) => drop(kernel.remove(&id)),
+                    Step::Gc(which) => {
+                        let of = ["n", "m"][usize::from(which)];
+                        let valid = kernel.keys().map(|id| Key::of(&at(&id.to_string()))).collect();
+                        state.retain(of, &valid, now);
+                    }
+                    Step::LoseState => {
+                        state = State::default();
+                        for (id, has) in &kernel {
+                            let a = at(&id.to_string());
+                            has.iter().for_each(|ip| state.adopt(*ip, Key::of(&a), network(*id), &a.container_id, &a.ifname));
+                        }
+                        state.set_pool(pool.clone());
+                    }
+                    Step::SetPool(bits) => {
+                        pool = pool_of(bits);
+                        state.set_pool(pool.clone());
+                    }
+                    Step::Wait(ms) => now += u64::from(ms),
+                }
+            }
+            let valid: BTreeSet<Key> = kernel.keys().map(|id| Key::of(&at(&id.to_string()))).collect();
+            state.retain("n", &valid, now);
+            state.retain("m", &valid, now);
+            let held: BTreeSet<IpAddr> = state.reservations.keys().copied().collect();
+            prop_assert_eq!(held, kernel.values().flatten().copied().collect());
         }
     }
 

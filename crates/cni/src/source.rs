@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeSet,
     io::{self, Read},
-    net::{IpAddr, Ipv4Addr},
+    net::IpAddr,
     path::{Path, PathBuf},
 };
 
@@ -190,7 +190,7 @@ fn read(path: &Path) -> Result<Vec<PoolSubnet>, SourceError> {
             for a in subnet.addresses.iter().filter(|a| !a.is_primary) {
                 let parsed = address(&a.address, prefix).map_err(content)?;
                 if seen.insert(parsed) {
-                    addresses.push(IpAddr::V4(parsed));
+                    addresses.push(parsed);
                 }
             }
             out.push(PoolSubnet {
@@ -229,20 +229,26 @@ pub fn parse_list(value: serde_json::Value) -> Result<Source, String> {
                 None => (address(text, prefix)?, address(text, prefix)?),
                 Some((first, last)) => (address(first.trim(), prefix)?, address(last.trim(), prefix)?),
             };
-            let count = u64::from(u32::from(last)) + 1;
-            let count = count.saturating_sub(u64::from(u32::from(first))) as usize;
-            if count == 0 {
+            let (mut number, end) = (as_number(first), as_number(last));
+            if number > end {
                 return Err(format!("{text:?} ends before it begins"));
             }
-            if seen.len() + count > ADDRESSES_MAX {
+            if end - number >= (ADDRESSES_MAX - seen.len()) as u128 {
                 return Err(format!("more than {ADDRESSES_MAX} addresses"));
             }
-            for number in u32::from(first)..=u32::from(last) {
-                let address = Ipv4Addr::from(number);
+            while number <= end {
+                let address = match first {
+                    IpAddr::V4(_) => IpAddr::from((number as u32).to_be_bytes()),
+                    IpAddr::V6(_) => IpAddr::from(number.to_be_bytes()),
+                };
                 if !seen.insert(address) {
                     return Err(format!("{address} stands there twice"));
                 }
-                addresses.push(IpAddr::V4(address));
+                addresses.push(address);
+                match number.checked_add(1) {
+                    Some(next) => number = next,
+                    None => break,
+                }
             }
         }
         out.push(PoolSubnet {
@@ -266,19 +272,24 @@ fn mac(text: &str) -> Result<String, String> {
 }
 
 fn prefix(text: &str) -> Result<IpNet, String> {
-    match text.parse() {
-        Ok(IpNet::V4(net)) => Ok(IpNet::V4(net.trunc())),
-        Ok(IpNet::V6(_)) => Err(format!("{text} is IPv6, which is not supported")),
+    match text.parse::<IpNet>() {
+        Ok(net) => Ok(net.trunc()),
         Err(_) => Err(format!("{text:?} is no prefix")),
     }
 }
 
-fn address(text: &str, within: IpNet) -> Result<Ipv4Addr, String> {
-    match text.parse() {
-        Ok(IpAddr::V4(a)) if within.contains(&IpAddr::V4(a)) => Ok(a),
-        Ok(IpAddr::V4(a)) => Err(format!("{a} is not in {within}")),
-        Ok(IpAddr::V6(_)) => Err(format!("{text} is IPv6, which is not supported")),
+fn address(text: &str, within: IpNet) -> Result<IpAddr, String> {
+    match text.parse::<IpAddr>() {
+        Ok(a) if within.contains(&a) => Ok(a),
+        Ok(a) => Err(format!("{a} is not in {within}")),
         Err(_) => Err(format!("{text:?} is no address")),
+    }
+}
+
+fn as_number(address: IpAddr) -> u128 {
+    match address {
+        IpAddr::V4(a) => u32::from(a).into(),
+        IpAddr::V6(a) => a.into(),
     }
 }
 
@@ -292,19 +303,37 @@ mod tests {
     fn a_list_holds_addresses_and_ranges_of_its_subnets() {
         let Source::List(pools) = parse_list(json!([
             {"subnet": "10.1.0.0/24", "addresses": ["10.1.0.9", "10.1.0.20-10.1.0.22"]},
-            {"subnet": "10.2.0.0/24", "addresses": [], "mac": "000D3A000001"}]))
+            {"subnet": "10.2.0.0/24", "addresses": [], "mac": "000D3A000001"},
+            {"subnet": "fd00::/64", "addresses": ["fd00::fffe-fd00::1:1"]},
+            {"subnet": "::/0", "addresses": ["ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"]}]))
         .unwrap() else {
             panic!("a list")
         };
         let last: Vec<String> = pools[0].addresses.iter().map(ToString::to_string).collect();
         assert_eq!(last, ["10.1.0.9", "10.1.0.20", "10.1.0.21", "10.1.0.22"]);
+        let last: Vec<String> = pools[2].addresses.iter().map(ToString::to_string).collect();
+        assert_eq!(last, ["fd00::fffe", "fd00::ffff", "fd00::1:0", "fd00::1:1"]);
         assert_eq!(
             (pools[0].mac.as_str(), pools[1].mac.as_str()),
             ("*", "00:0d:3a:00:00:01")
         );
         for (pool, word) in [
-            (json!({"subnet": "fd00::/64", "addresses": []}), "IPv6"),
-            (json!({"subnet": "10.1.0.0/24", "addresses": ["fd00::1"]}), "IPv6"),
+            (
+                json!({"subnet": "fd00::/64", "addresses": ["10.1.0.1"]}),
+                "not in fd00::/64",
+            ),
+            (
+                json!({"subnet": "10.1.0.0/24", "addresses": ["fd00::1"]}),
+                "not in 10.1.0.0/24",
+            ),
+            (
+                json!({"subnet": "fd00::/64", "addresses": ["fd00::1-fd00::ffff:ffff:ffff:ffff"]}),
+                "more than",
+            ),
+            (
+                json!({"subnet": "::/0", "addresses": ["::-ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"]}),
+                "more than",
+            ),
             (
                 json!({"subnet": "10.1.0.0/24", "addresses": ["10.2.0.1"]}),
                 "not in 10.1.0.0/24",
@@ -346,7 +375,16 @@ mod tests {
         std::fs::write(&path, "[]").unwrap();
         assert!(matches!(read(&path), Err(SourceError::Form { .. })));
         std::fs::write(&path, text.to_string().replace("10.2.0.5", "fd00::5")).unwrap();
-        assert!(read(&path).unwrap_err().to_string().contains("IPv6"));
+        assert!(read(&path).unwrap_err().to_string().contains("not in 10.2.0.0/24"));
+        let both = text
+            .to_string()
+            .replace("10.2.0.5", "fd00::5")
+            .replace("10.2.0.0/24", "fd00::/64");
+        std::fs::write(&path, both).unwrap();
+        assert_eq!(
+            read(&path).unwrap()[1].addresses,
+            ["fd00::5".parse::<IpAddr>().unwrap()]
+        );
         assert!(matches!(read(&dir.path().join("none")), Err(SourceError::Read { .. })));
     }
 }

@@ -1,7 +1,7 @@
 //! Named steps at which tests end the process; nothing but a name in builds without debug assertions.
 
 /// Every step, in no particular order; each is passed by at least one verb in at least one mode.
-pub const ALL: [&str; 19] = [
+pub const ALL: [&str; 21] = [
     "state-written",
     "pool-learned",
     "reserved",
@@ -18,6 +18,8 @@ pub const ALL: [&str; 19] = [
     "route-deleted",
     "neighbour-deleted",
     "released",
+    "masqueraded",
+    "masquerade-gone",
     "exception-gone",
     "tunnel-gone",
     "bridge-deleted",

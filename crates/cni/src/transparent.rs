@@ -1,27 +1,37 @@
 //! Transparent mode: a routed veth per pod. Plans are data; [`attach`] touches the kernel.
 //!
-//! On the host: the link `azv<11 hex>`, a /32 route to the pod and a permanent neighbour for it. In the pod: the link as
-//! the runtime names it, its address as /32, and a default route through 169.254.1.1, whose permanent neighbour is the
-//! host's end. Routes and neighbours end with the link, so a crash at any step leaves at most one link that DEL or GC
+//! On the host: the link `azv<11 hex>`, a /32 (/128) route to the pod and a permanent neighbour for it. In the pod: the link
+//! as the runtime names it, its address as /32 (/128), and a default route through 169.254.1.1 (fe80::1234:5678:9abc), whose
+//! permanent neighbour is the host's end. Routes and neighbours end with the link, so a crash at any step leaves at most one link that DEL or GC
 //! finds by name.
 
 use std::{
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     os::fd::AsFd,
 };
 
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::IpNet;
 use linux::netlink::{self, Address, Ipv4Conf, Mac, Request, RouteEntry, Veth, VethPeer};
 
 use crate::{
     links::{
-        Attached, Ends, KernelError, Owner, Plan, Prepared, default_route, differs, doing, forward_from, permanent,
+        Attached, Ends, KernelError, Owner, Plan, Prepared, default_route, differs, doing, forward_from,
+        forward_v6_from, permanent, prepare_v6,
     },
     steps,
 };
 
 /// What pods see as their gateway. No machine has this address; only its neighbour entry matters.
 pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
+/// The same for IPv6, as the original's.
+pub const GATEWAY6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0x1234, 0x5678, 0x9abc);
+
+fn gateway(of: IpAddr) -> IpAddr {
+    match of {
+        IpAddr::V4(_) => GATEWAY.into(),
+        IpAddr::V6(_) => GATEWAY6.into(),
+    }
+}
 
 /// The host's end of every pod has the same address, as the original's: it is only ever one hop away from one pod.
 pub const HOST_MAC: Mac = [0xaa; 6];
@@ -48,28 +58,32 @@ pub fn attach(ends: &mut Ends, prepared: Prepared, plan: &Plan) -> Result<Attach
     let (outer, inner) = ends.make(&create, &name, plan)?;
     steps::reached("veth-made");
 
+    prepare_v6(ends, plan)?;
     let mut inside = prepared.requests();
     inside.push(Request::set_up(inner, true));
-    inside.extend(plan.addresses.iter().map(|a| {
-        Request::add_address(&Address {
+    for address in plan.ips() {
+        inside.push(Request::add_address(&Address {
             link: inner,
-            address: IpNet::from(IpAddr::V4(a.addr())),
+            address: IpNet::from(address),
             no_prefix_route: false,
-        })
-    }));
-    inside.push(Request::add_neighbour(&permanent(inner, GATEWAY.into(), HOST_MAC)));
-    inside.push(Request::add_route(&RouteEntry::via_gateway(
-        default_route(),
-        inner,
-        GATEWAY,
-    )));
-    inside.push(Request::settle(inner));
+        }));
+        let gateway = gateway(address);
+        inside.push(Request::add_neighbour(&permanent(inner, gateway, HOST_MAC)));
+        inside.push(Request::add_route(&RouteEntry::via_gateway(
+            default_route(address.is_ipv4()),
+            inner,
+            gateway,
+        )));
+    }
     ends.pod
         .run_all(&inside)
         .map_err(doing(format!("configuring {} in the pod", plan.ifname)))?;
     steps::reached("pod-configured");
 
     forward_from(&plan.master)?;
+    if plan.has_v6() {
+        forward_v6_from(&plan.master.name, &name)?;
+    }
     // The route comes last: traffic reaches the pod only when the pod can answer.
     let conf = Ipv4Conf {
         forwarding: Some(true),
@@ -77,8 +91,7 @@ pub fn attach(ends: &mut Ends, prepared: Prepared, plan: &Plan) -> Result<Attach
         proxy_arp: Some(true),
     };
     let mut outside = vec![Request::change_link(outer).alias(&plan.owner.alias()).ipv4_conf(conf)];
-    for address in &plan.addresses {
-        let address = IpAddr::V4(address.addr());
+    for address in plan.ips() {
         outside.push(Request::add_neighbour(&permanent(outer, address, pod_mac)));
         outside.push(Request::add_route(&RouteEntry::via_link(IpNet::from(address), outer)));
     }
@@ -86,19 +99,19 @@ pub fn attach(ends: &mut Ends, prepared: Prepared, plan: &Plan) -> Result<Attach
         .run_all(&outside)
         .map_err(doing(format!("configuring {name} on the host")))?;
     steps::reached("routed");
+    ends.settle(plan, inner, &[outer])?;
 
     Ok(Attached {
         bridge: None,
         host_link: name,
         host_mac: netlink::format_mac(HOST_MAC),
         pod_mac: netlink::format_mac(pod_mac),
-        addresses: plan.addresses.iter().map(|a| Ipv4Net::from(a.addr())).collect(),
-        gateway: GATEWAY,
+        addresses: plan.ips().map(|a| (IpNet::from(a), gateway(a))).collect(),
     })
 }
 
 /// Compares the kernel with what the plan would make; the first difference is the error.
-pub fn check(ends: &mut Ends, owner: &Owner, ifname: &str, addresses: &[Ipv4Addr]) -> Result<(), KernelError> {
+pub fn check(ends: &mut Ends, owner: &Owner, ifname: &str, addresses: &[IpAddr]) -> Result<(), KernelError> {
     let name = owner.key.link_name();
     let Ends { host, pod, .. } = ends;
     let reading = || "reading the kernel's tables".to_owned();
@@ -130,8 +143,10 @@ pub fn check(ends: &mut Ends, owner: &Owner, ifname: &str, addresses: &[Ipv4Addr
 
     let host_routes = host.routes().map_err(doing(reading()))?;
     let pod_addresses = pod.addresses().map_err(doing(reading()))?;
+    let pod_routes = pod.routes().map_err(doing(reading()))?;
+    let neighbours = pod.neighbours().map_err(doing(reading()))?;
     for address in addresses {
-        let net = IpNet::from(IpAddr::V4(*address));
+        let net = IpNet::from(*address);
         if !pod_addresses
             .iter()
             .any(|a| a.link == inner.index && a.address.addr() == net.addr())
@@ -144,29 +159,22 @@ pub fn check(ends: &mut Ends, owner: &Owner, ifname: &str, addresses: &[Ipv4Addr
         {
             return Err(differs("route on the host", format!("{net} dev {name}"), "none such"));
         }
-    }
-    let default = default_route();
-    let pod_routes = pod.routes().map_err(doing(reading()))?;
-    if !pod_routes
-        .iter()
-        .any(|r| r.destination == default && r.gateway == Some(GATEWAY.into()) && r.link == Some(inner.index))
-    {
-        return Err(differs(
-            "route in the pod",
-            format!("default via {GATEWAY} dev {ifname}"),
-            "none such",
-        ));
-    }
-    let neighbours = pod.neighbours().map_err(doing(reading()))?;
-    if !neighbours
-        .iter()
-        .any(|n| n.link == inner.index && n.address == GATEWAY && n.mac == Some(HOST_MAC))
-    {
-        return Err(differs(
-            "neighbour in the pod",
-            format!("{GATEWAY} at {}", netlink::format_mac(HOST_MAC)),
-            "none such",
-        ));
+        let gateway = gateway(*address);
+        let default = default_route(address.is_ipv4());
+        if !pod_routes
+            .iter()
+            .any(|r| r.destination == default && r.gateway == Some(gateway) && r.link == Some(inner.index))
+        {
+            let expected = format!("default via {gateway} dev {ifname}");
+            return Err(differs("route in the pod", expected, "none such"));
+        }
+        if !neighbours
+            .iter()
+            .any(|n| n.link == inner.index && n.address == gateway && n.mac == Some(HOST_MAC))
+        {
+            let expected = format!("{gateway} at {}", netlink::format_mac(HOST_MAC));
+            return Err(differs("neighbour in the pod", expected, "none such"));
+        }
     }
     Ok(())
 }

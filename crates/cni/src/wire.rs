@@ -4,7 +4,7 @@
 //! `GET /machine/plugins?comp=nmagent&type=getinterfaceinfov1`: `Interfaces` > `Interface` (`MacAddress`: 12 hex digits
 //! without separators, or `*`; `IsPrimary`) > `IPSubnet` (`Prefix`) > `IPAddress` (`Address`, `IsPrimary`).
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::collections::BTreeSet;
 
 use linux::netlink;
 use thiserror::Error;
@@ -52,11 +52,7 @@ pub fn parse(text: &str) -> Result<Vec<PoolSubnet>, WireError> {
             .mac
             .map_or_else(|| "*".to_owned(), |m| netlink::format_mac(m.0));
         for subnet in interface.subnets {
-            let pods = subnet
-                .addresses
-                .iter()
-                .filter(|a| !a.primary)
-                .map(|a| IpAddr::V4(a.address));
+            let pods = subnet.addresses.iter().filter(|a| !a.primary).map(|a| a.address);
             out.push(PoolSubnet {
                 mac: mac.clone(),
                 nic: None,
@@ -71,6 +67,8 @@ pub fn parse(text: &str) -> Result<Vec<PoolSubnet>, WireError> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::IpAddr;
+
     use super::*;
 
     #[test]
@@ -80,11 +78,13 @@ mod tests {
               <IPSubnet Prefix="10.240.0.0/16"><IPAddress Address="10.240.0.4" IsPrimary="true"/>
                 <IPAddress Address="10.240.0.5" IsPrimary="false"/><IPAddress Address="10.240.0.5" IsPrimary="false"/>
                 <IPAddress Address="10.240.0.6"></IPAddress></IPSubnet>
-            </Interface><Interface MacAddress="*"><IPSubnet Prefix="10.1.0.0/24"></IPSubnet></Interface></Interfaces>"#;
+            </Interface><Interface MacAddress="*"><IPSubnet Prefix="fd00::/64"><IPAddress Address="fd00::5"/></IPSubnet></Interface>
+            </Interfaces>"#;
         let got = parse(text).unwrap();
         assert_eq!(got.len(), 2);
         assert_eq!(got[0].mac, "00:0d:3a:6e:18:25");
         assert!(got[0].primary_nic && !got[1].primary_nic);
+        assert_eq!(got[1].addresses, ["fd00::5".parse::<IpAddr>().unwrap()]);
         let want: Vec<IpAddr> = vec!["10.240.0.5".parse().unwrap(), "10.240.0.6".parse().unwrap()];
         assert_eq!(got[0].addresses, want);
     }

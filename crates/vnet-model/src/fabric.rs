@@ -433,12 +433,12 @@ impl VnetSpec {
             .ip_configs
             .iter()
             .map(|c| InterfaceAddress {
-                address: c.address,
+                address: c.address.into(),
                 primary: c.primary,
             })
             .collect();
         let subnets = self.subnet(&nic.subnet).map(|s| InterfaceSubnet {
-            prefix: s.prefix,
+            prefix: s.prefix.into(),
             addresses,
         });
         Interfaces {

@@ -4,9 +4,9 @@
 //! `GET http://168.63.129.16/machine/plugins?comp=nmagent&type=getinterfaceinfov1`; element and attribute names as the
 //! azure-vnet plug-in reads them.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use quick_xml::Reader;
 use quick_xml::events::{BytesStart, Event};
 use thiserror::Error;
@@ -34,14 +34,14 @@ pub struct Interface {
 
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct InterfaceSubnet {
-    pub prefix: Ipv4Net,
+    pub prefix: IpNet,
     pub addresses: Vec<InterfaceAddress>,
 }
 
 /// A primary address is the machine's own; the others are for its pods.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct InterfaceAddress {
-    pub address: Ipv4Addr,
+    pub address: IpAddr,
     pub primary: bool,
 }
 
@@ -203,7 +203,7 @@ mod tests {
 
     fn sample() -> Interfaces {
         let address = |last, primary| InterfaceAddress {
-            address: Ipv4Addr::new(10, 240, 0, last),
+            address: IpAddr::from([10, 240, 0, last]),
             primary,
         };
         let subnet = InterfaceSubnet {

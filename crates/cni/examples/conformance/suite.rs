@@ -5,7 +5,7 @@
 //! namespace one (as a cloud would have) and then becomes the real `cnitool`.
 //!
 //! The other suites of the reference plug-ins do not apply: those of bridge, ptp, macvlan, host-local and the like call the
-//! plug-ins' own Go functions in process, and portmap's names `ptp` with `ipMasq` in compiled-in lists, which ours refuses.
+//! plug-ins' own Go functions in process, and portmap's names `ptp` in compiled-in lists.
 
 use std::{fs, path::Path, process::Command};
 

@@ -12,7 +12,7 @@ mod types;
 mod wire;
 
 pub use request::Request;
-pub use route::Route;
+pub use route::{CARRIER_WAIT, Route};
 pub use types::{
     Address, BridgePort, Forwarding, Ipv4Conf, Link, Mac, Neighbour, RouteEntry, RouteKind, RoutingRule, Veth,
     VethPeer, Vxlan, format_mac,

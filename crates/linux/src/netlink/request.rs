@@ -204,14 +204,6 @@ impl Request {
         Self::new(rtm::SETLINK, 0, link_message(link, Some(up)), what)
     }
 
-    /// Waits until the link takes packets. A link whose other end has just come up drops them until the kernel gets round to
-    /// noticing, which it does at once when it is asked about the link (since 6.8; before, this changes nothing).
-    pub fn settle(link: u32) -> Self {
-        let mut message = link_message(link, None);
-        message.number(ifla::EXT_MASK, wire::RTEXT_FILTER_SKIP_STATS);
-        Self::new(rtm::GETLINK, 0, message, format!("look at link {link}"))
-    }
-
     pub fn set_mtu(link: u32, mtu: u32) -> Self {
         let what = format!("set the MTU of link {link} to {mtu}");
         Self::link_attribute(link, ifla::MTU, &mtu.to_ne_bytes(), what)

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::IpAddr;
+use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 
@@ -154,13 +155,24 @@ impl Route {
             get.number(ifla::EXT_MASK, wire::RTEXT_FILTER_SKIP_STATS);
             wire::message(rtm::GETLINK, NLM_F_REQUEST | NLM_F_ACK, sequence, &get.0, &mut bytes);
         }
-        self.socket.send(&bytes, &what())?;
-        let mut found: Vec<Option<Link>> = names.iter().map(|_| None).collect();
-        let (mut missing, mut failed) = (names.len(), None);
+        self.exchange(&bytes, first, names.len(), &what)
+    }
+
+    /// Sends `count` questions for links, numbered from `first`; `None` where there is no such link.
+    fn exchange(
+        &mut self,
+        questions: &[u8],
+        first: u32,
+        count: usize,
+        what: &dyn Fn() -> String,
+    ) -> Result<Vec<Option<Link>>, Error> {
+        self.socket.send(questions, &what())?;
+        let mut found: Vec<Option<Link>> = (0..count).map(|_| None).collect();
+        let (mut missing, mut failed) = (count, None);
         while missing > 0 {
             self.socket.receive(true, "look up links", |frame| {
                 let at = frame.sequence.wrapping_sub(first) as usize;
-                if at >= names.len() {
+                if at >= count {
                     return Ok(());
                 }
                 match frame.kind {
@@ -192,6 +204,31 @@ impl Route {
             std::thread::park_timeout(std::time::Duration::from_millis(1));
         }
         Ok(true)
+    }
+
+    /// As [`Route::settle`], for several links by index.
+    pub fn settle_all(&mut self, links: &[u32]) -> Result<bool, Error> {
+        let start = Instant::now();
+        let mut pause = Duration::from_micros(20);
+        let mut rest = links.to_vec();
+        loop {
+            let what = || format!("look at links {rest:?}");
+            let mut requests = Vec::new();
+            let first = self.socket.take_sequences(rest.len() as u32);
+            for (index, sequence) in rest.iter().zip(first..) {
+                let mut get = Attributes(vec![0; 16]);
+                get.0[4..8].copy_from_slice(&index.to_ne_bytes());
+                get.number(ifla::EXT_MASK, wire::RTEXT_FILTER_SKIP_STATS);
+                wire::message(rtm::GETLINK, NLM_F_REQUEST | NLM_F_ACK, sequence, &get.0, &mut requests);
+            }
+            let found = self.exchange(&requests, first, rest.len(), &what)?;
+            rest.retain(|index| !found.iter().flatten().any(|l| l.index == *index && l.carries));
+            if rest.is_empty() || start.elapsed() > CARRIER_WAIT {
+                return Ok(rest.is_empty());
+            }
+            std::thread::sleep(pause);
+            pause = (pause * 2).min(Duration::from_millis(1));
+        }
     }
 
     /// One link by name, or [`Error::NoLink`].
@@ -510,6 +547,8 @@ mod tests {
                 assert_eq!(crate::sysctl::get(&key).unwrap(), "1");
             }
             there.run(Request::set_up(born.index, true)).unwrap();
+            assert!(here.settle_all(&[index]).unwrap() && there.settle_all(&[born.index]).unwrap());
+            assert!(here.settle("a0").unwrap());
             let b = there.need_link("eth0").unwrap();
             assert_eq!(
                 (a.mac, a.mtu, a.up, a.alias.as_deref()),

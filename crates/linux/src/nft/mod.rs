@@ -10,7 +10,7 @@ use std::io;
 
 use thiserror::Error;
 
-use crate::netlink::{self, Socket, attributes, error_of};
+use crate::netlink::{self, Attributes, Socket, attributes, error_of};
 use crate::netns::NetNs;
 
 mod batch;
@@ -154,7 +154,7 @@ impl Nft {
 
     /// Makes the table as given unless it is already made from the same plan.
     pub fn ensure(&mut self, table: &Table) -> Result<Change, Error> {
-        if self.chains(table.family, &table.name)?.contains(&table.plan_mark()) {
+        if self.has_chain(table.family, &table.name, &table.plan_mark())? {
             return Ok(Change::None);
         }
         let mut batch = Batch::new();
@@ -187,6 +187,32 @@ impl Nft {
         self.list(GETTABLE, 0, Vec::new(), "list tables", |family, a| {
             a.text(1).map(|name| (family, name))
         })
+    }
+
+    /// Whether there is such a chain, without listing the others.
+    pub fn has_chain(&mut self, family: Family, table: &str, chain: &str) -> Result<bool, Error> {
+        let what = format!("look up chain {chain} of {table}");
+        let mut body = Attributes::default();
+        body.text(1, table).text(3, chain);
+        let sequence = self.socket.take_sequences(1);
+        let mut bytes = Vec::new();
+        let flags = NLM_F_REQUEST | NLM_F_ACK;
+        frame(&mut bytes, kind(GETCHAIN), flags, sequence, family as u8, 0, &body.0);
+        self.socket.send(&bytes, &what)?;
+        let mut answer = None;
+        while answer.is_none() {
+            self.socket.receive(true, &what, |frame| {
+                if frame.kind == NLMSG_ERROR && frame.sequence == sequence {
+                    answer = Some(error_of(&frame, &what));
+                }
+                Ok(())
+            })?;
+        }
+        match answer.flatten() {
+            None => Ok(true),
+            Some(e) if e.errno() == Some(libc::ENOENT) => Ok(false),
+            Some(e) => Err(e.into()),
+        }
     }
 
     /// Names of a table's chains; none if there is no such table.
