@@ -25,6 +25,7 @@ cargo xtask <verb>
   dist cni the plug-ins' archive, below target/dist
   bench platform [--json]   release build; five rounds of up, demo and `oaks bench` in a host of their own
   bench cni [--json]   the plug-in against its peers
+  conformance [--focus RE] [--dry-run] [--json]   upstream's end-to-end suite against a fresh cluster (default: what needs no image)
   conformance cni [--area NAME]... [--json]   the installed plug-ins driven by others' programs
   codegen types   regenerate the committed Kubernetes type table (needs the go tool)
 ";

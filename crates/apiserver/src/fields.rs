@@ -50,7 +50,13 @@ pub fn value<'a>(object: &'a Value, field: &str) -> Cow<'a, str> {
         "status.successful" => "status.succeeded",
         other => other,
     };
-    let found = path.split('.').try_fold(object, |at, key| at.get(key));
+    let find = |path: &str| path.split('.').try_fold(object, |at, key| at.get(key));
+    let found = match find(path) {
+        // Events of the newer API have no source; their reporter stands for it.
+        None if field == "source" => find("reportingComponent"),
+        Some(Value::String(text)) if field == "source" && text.is_empty() => find("reportingComponent"),
+        found => found,
+    };
     match found {
         Some(Value::String(text)) => Cow::Borrowed(text),
         Some(other @ (Value::Bool(_) | Value::Number(_))) => Cow::Owned(other.to_string()),

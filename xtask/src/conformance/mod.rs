@@ -3,12 +3,13 @@
 
 pub mod cni;
 mod go;
+mod kubernetes;
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 
 pub fn run(args: &[String]) -> Result<()> {
     match args.split_first() {
         Some((part, rest)) if part == "cni" => cni::run(rest),
-        _ => bail!("cargo xtask conformance cni [--area NAME]... [--json]"),
+        _ => kubernetes::run(args),
     }
 }
