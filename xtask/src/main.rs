@@ -26,6 +26,7 @@ cargo xtask <verb>
   bench platform [--json]   release build; five rounds of up, demo and `oaks bench` in a host of their own
   bench cni [--json]   the plug-in against its peers
   conformance [--focus RE] [--dry-run] [--json]   upstream's end-to-end suite against a fresh cluster (default: what needs no image)
+  conformance oracle [--only KIND]... [--json]   this API server's answers compared with kube-apiserver's
   conformance cni [--area NAME]... [--json]   the installed plug-ins driven by others' programs
   codegen types   regenerate the committed Kubernetes type table (needs the go tool)
 ";

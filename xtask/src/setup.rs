@@ -15,6 +15,7 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("jq", "jq"),
     ("ping", "iputils-ping"),
     ("busybox", "busybox-static"),
+    ("openssl", "openssl"),
 ];
 
 /// The Python package of the az CLI, pinned.

@@ -21,7 +21,8 @@ pub struct Status {
     pub reason: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub details: Option<Details>,
-    /// HTTP code.
+    /// HTTP code; 0 is left out.
+    #[serde(skip_serializing_if = "is_zero_code")]
     pub code: u16,
 }
 
@@ -82,6 +83,10 @@ pub struct Cause {
     pub field: String,
 }
 
+fn is_zero_code(n: &u16) -> bool {
+    *n == 0
+}
+
 fn is_zero(n: &i32) -> bool {
     *n == 0
 }
@@ -119,6 +124,7 @@ impl Status {
     }
 
     /// 200 with the deleted object's coordinates.
+    /// Of a deletion: without a code in the body, as upstream.
     pub fn success(resource: &str, name: &str, uid: &str) -> Status {
         let details = Details {
             uid: uid.into(),
@@ -126,7 +132,6 @@ impl Status {
         };
         Status {
             status: "Success".into(),
-            code: 200,
             ..Status::default()
         }
         .about(details)
@@ -216,18 +221,11 @@ impl Status {
         })
     }
 
-    /// A well-formed request that cannot be applied to the object: a patch whose test fails, for example.
-    pub fn unprocessable(why: &str) -> Status {
-        let cause = Cause {
-            reason: "UnexpectedServerResponse".into(),
-            message: why.into(),
-            ..Cause::default()
-        };
+    /// A well-formed request that cannot be applied to the object: a patch whose test fails, for example. Upstream does not
+    /// tell why.
+    pub fn unprocessable() -> Status {
         let message = "the server rejected our request due to an error in our request".to_owned();
-        Status::failure(422, "Invalid", message).about(Details {
-            causes: vec![cause],
-            ..Details::default()
-        })
+        Status::failure(422, "Invalid", message).about(Details::default())
     }
 
     /// `name` and `resource` may be empty.
@@ -290,6 +288,17 @@ impl Status {
         Status::failure(415, "UnsupportedMediaType", message)
     }
 
+    /// As upstream answers where its router, not its decoder, refuses a media type: patches of built-in kinds.
+    pub fn unrouted_media_type() -> Status {
+        let message = "415: Unsupported Media Type".to_owned();
+        Status::failure(415, "UnsupportedMediaType", message).about(Details::default())
+    }
+
+    /// A bad parameter of a request; `kind` as in `ListOptions`.
+    pub fn invalid_options(kind: &str, error: FieldError) -> Status {
+        Status::invalid(&Gvk::new("meta.k8s.io", "v1", kind), "", &[error])
+    }
+
     pub fn not_acceptable(offered: &[&str]) -> Status {
         let message = format!("only the following media types are accepted: {}", offered.join(", "));
         Status::failure(406, "NotAcceptable", message)
@@ -344,7 +353,11 @@ impl Status {
     }
 
     /// HTTP code of the answer.
+    /// The HTTP code; a success may leave it out of its body.
     pub fn code(&self) -> u16 {
+        if self.code == 0 && self.status == "Success" {
+            return 200;
+        }
         self.code
     }
 

@@ -331,7 +331,7 @@ fn keep_metadata(old: &Value, new: &mut Value) {
     metadata.remove("selfLink");
 }
 
-/// Counts a generation if anything but metadata and status changed.
+/// Counts a generation if anything but metadata and status changed; some kinds count parts of their metadata too.
 pub fn bump_generation(served: &Served, old: &Value, new: &mut Value) {
     if !has_generation(&served.info) {
         return;
@@ -344,6 +344,16 @@ pub fn bump_generation(served: &Served, old: &Value, new: &mut Value) {
             .eq(b.iter().filter(|(k, _)| outside(k))),
         _ => true,
     };
+    let metadata = match (served.info.group.as_str(), served.info.plural.as_str()) {
+        ("apps", "deployments") => &["annotations"][..],
+        ("discovery.k8s.io", "endpointslices") => &["labels"],
+        ("scheduling.k8s.io", "priorityclasses") => &["labels", "annotations"],
+        _ => &[],
+    };
+    let same = same
+        && metadata
+            .iter()
+            .all(|key| old["metadata"][*key] == new["metadata"][*key]);
     if !same {
         let next = meta::generation(old).max(0) + 1;
         if let Some(metadata) = meta::metadata_mut(new) {

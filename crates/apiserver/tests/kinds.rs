@@ -126,7 +126,7 @@ async fn finalizers_hold_and_let_go() {
     let (_, orphaning) = api.delete(&format!("{maps}/b?propagationPolicy=Orphan")).await;
     assert_eq!(orphaning["metadata"]["finalizers"], json!(["orphan"]));
     let (code, _) = api.delete(&format!("{maps}/b?propagationPolicy=Sideways")).await;
-    assert_eq!(code, 400);
+    assert_eq!(code, 422);
 }
 
 #[tokio::test]

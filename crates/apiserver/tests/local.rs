@@ -84,7 +84,12 @@ async fn lists_page_select_and_expire() {
     assert_eq!(one["items"][0]["metadata"]["name"], "m3");
     let (code, bad) = api.get(&format!("{MAPS}?fieldSelector=data.k%3Dv")).await;
     assert_eq!(code, 400);
-    assert!(bad["message"].as_str().unwrap().contains("field label not supported"));
+    assert!(
+        bad["message"]
+            .as_str()
+            .unwrap()
+            .contains("\"data.k\" is not a known field selector")
+    );
 
     let (_, first) = api.get(&format!("{MAPS}?limit=4")).await;
     assert_eq!(first["metadata"]["remainingItemCount"], 6);

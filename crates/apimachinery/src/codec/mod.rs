@@ -83,6 +83,16 @@ pub enum DecodeError {
         version: String,
         problems: Vec<String>,
     },
+    /// The body names a kind that nobody knows.
+    #[error(
+        "{found} in version \"{version}\" cannot be handled as a {expected}: no kind \"{found}\" is registered for version \"{api_version}\""
+    )]
+    Unregistered {
+        found: String,
+        version: String,
+        api_version: String,
+        expected: String,
+    },
     #[error("no kind \"{kind}\" is registered for version \"{version}\"")]
     UnknownKind { kind: String, version: String },
     #[error("object in protobuf is malformed")]
@@ -130,7 +140,7 @@ pub fn decode(
         Media::Yaml => run(table, gvk, validation, |seed| yaml::with_deserializer(bytes, seed)),
         Media::Protobuf => {
             let value = from_protobuf(table, gvk, bytes).map_err(DecodeError::Protobuf)?;
-            check_kind(gvk, &value)?;
+            check_kind(table, gvk, &value)?;
             Ok(Decoded {
                 value,
                 warnings: Vec::new(),
@@ -196,7 +206,7 @@ fn run(
         }
         (Err(detail), None) => return Err(DecodeError::Syntax { detail }),
     };
-    check_kind(gvk, &value)?;
+    check_kind(table, gvk, &value)?;
     if let Some(object) = value.as_object_mut() {
         object.entry("apiVersion").or_insert_with(|| gvk.api_version().into());
         object.entry("kind").or_insert_with(|| (*gvk.kind).into());
@@ -223,9 +233,21 @@ fn run(
     Ok(Decoded { value, warnings })
 }
 
-fn check_kind(gvk: &Gvk, value: &Value) -> Result<(), DecodeError> {
+fn check_kind(table: &TypeTable, gvk: &Gvk, value: &Value) -> Result<(), DecodeError> {
     let text = |field: &str| value.get(field).and_then(Value::as_str).filter(|s| !s.is_empty());
     let options = gvk.kind.ends_with("Options");
+    let api_version = text("apiVersion").map_or_else(|| gvk.api_version(), str::to_owned);
+    let found = text("kind").unwrap_or(&gvk.kind);
+    let (group, version) = split_api_version(&api_version);
+    let given = Gvk::new(group, version, found);
+    if given != *gvk && !options && table.kind_of(&given).is_none() {
+        return Err(DecodeError::Unregistered {
+            found: found.to_owned(),
+            version: version.to_owned(),
+            expected: gvk.kind.to_string(),
+            api_version,
+        });
+    }
     if let Some(found) = text("apiVersion")
         && found != gvk.api_version()
         && !options

@@ -64,6 +64,11 @@ fn versions_and_kinds_must_fit() {
         Validation::Ignore,
     )
     .unwrap_err();
+    let want = "Deployment in version \"v1\" cannot be handled as a Deployment: no kind \"Deployment\" is registered for \
+                version \"v1\"";
+    assert_eq!(error.to_string(), want);
+    let pod = r#"{"apiVersion":"v1","kind":"Pod"}"#;
+    let error = read(Media::Json, pod, Validation::Ignore).unwrap_err();
     let want = "the API version in the data (v1) does not match the expected API version (apps/v1)";
     assert_eq!(error.to_string(), want);
     assert!(read(Media::Json, r#"{"kind":"Pod"}"#, Validation::Ignore).is_err());

@@ -62,6 +62,8 @@ pub fn apply(gvk: &Gvk, object: &mut Value) {
             text(object, "reclaimPolicy", "Delete");
             text(object, "volumeBindingMode", "Immediate");
         }
+        // Upstream always writes these empty parts.
+        ("certificates.k8s.io", "v1", "CertificateSigningRequest") => drop(child(object, "status")),
         ("authentication.k8s.io", "v1", "TokenRequest") => absent(child(object, "spec"), "expirationSeconds", 3600),
         _ => {}
     }
@@ -108,9 +110,7 @@ fn deployment(spec: &mut Object) {
 
 /// The pod template in a workload's spec.
 fn template(spec: &mut Object) {
-    if let Some(Value::Object(template)) = spec.get_mut("template") {
-        pod::spec(child(template, "spec"));
-    }
+    pod::spec(child(child(spec, "template"), "spec"));
 }
 
 fn namespace(object: &mut Object) {
@@ -139,9 +139,8 @@ fn secret(object: &mut Object) {
 }
 
 fn node(object: &mut Object) {
-    if let Some(Value::Object(status)) = object.get_mut("status")
-        && let Some(capacity) = status.get("capacity").cloned()
-    {
+    let status = child(object, "status");
+    if let Some(capacity) = status.get("capacity").cloned() {
         status.entry("allocatable").or_insert(capacity);
     }
 }

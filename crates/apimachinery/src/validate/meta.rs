@@ -141,6 +141,20 @@ fn common(errors: &mut Errors, meta: &Value) {
     }
 }
 
+/// Finalizers without a domain are the system's own.
+pub(super) fn known_finalizers(errors: &mut Errors, object: &Value) {
+    for (i, name) in list(&object["metadata"]["finalizers"]).iter().enumerate() {
+        let text = name.as_str().unwrap_or_default();
+        if !text.contains('/') && !matches!(text, "kubernetes" | "orphan" | "foregroundDeletion") {
+            errors.invalid(
+                format!("metadata.finalizers[{i}]"),
+                text,
+                "name is neither a standard finalizer name nor is it fully qualified",
+            );
+        }
+    }
+}
+
 fn finalizers(errors: &mut Errors, meta: &Value) {
     let all: Vec<&str> = list(&meta["finalizers"]).iter().filter_map(Value::as_str).collect();
     for name in &all {

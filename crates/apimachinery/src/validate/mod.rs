@@ -35,6 +35,9 @@ pub fn create(gvk: &Gvk, object: &Value) -> Vec<FieldError> {
     let mut errors = Errors::default();
     if let Some(rule) = meta::name_rule(gvk) {
         meta::create(&mut errors, object, rule);
+        if &*gvk.group != "apiextensions.k8s.io" {
+            meta::known_finalizers(&mut errors, object);
+        }
     }
     content(&mut errors, gvk, object);
     match (&*gvk.group, &*gvk.version, &*gvk.kind) {
@@ -121,8 +124,16 @@ fn content(errors: &mut Errors, gvk: &Gvk, object: &Value) {
         ("batch", "v1", "Job") => batch::job(errors, object),
         ("batch", "v1", "CronJob") => batch::cron_job(errors, object),
         ("policy", "v1", "PodDisruptionBudget") => sets::disruption_budget(errors, object),
-        ("apps", "v1", "Deployment") => workload::deployment(errors, object),
-        ("apps", "v1", "ReplicaSet") => workload::replica_set(errors, object),
+        ("apps", "v1", "Deployment") => {
+            workload::deployment(errors, object);
+            let parts = ["updatedReplicas", "readyReplicas", "availableReplicas"];
+            workload::status(errors, object, &parts);
+        }
+        ("apps", "v1", "ReplicaSet") => {
+            workload::replica_set(errors, object);
+            let parts = ["fullyLabeledReplicas", "readyReplicas", "availableReplicas"];
+            workload::status(errors, object, &parts);
+        }
         ("autoscaling", "v1", "Scale") => errors.non_negative("spec.replicas", &object["spec"]["replicas"]),
         ("coordination.k8s.io", "v1", "Lease") => config::lease(errors, object),
         ("discovery.k8s.io", "v1", "EndpointSlice") => service::endpoint_slice(errors, object),

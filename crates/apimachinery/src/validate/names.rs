@@ -27,7 +27,9 @@ pub fn dns_label(name: &str) -> Vec<String> {
     if name.len() > 63 {
         out.push(too_long(63));
     }
-    if !label_form(name) {
+    if !label_form(name) && name.split('.').all(label_form) {
+        out.push("must not contain dots".to_owned());
+    } else if !label_form(name) {
         let rule = "a lowercase RFC 1123 label must consist of lower case alphanumeric characters or '-', and must start \
                     and end with an alphanumeric character";
         out.push(expression(rule, LABEL, &["my-name", "123-abc"]));

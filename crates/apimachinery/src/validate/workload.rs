@@ -26,6 +26,29 @@ pub(super) fn deployment(errors: &mut Errors, object: &Value) {
     }
 }
 
+/// Counts of a status: none is negative, none of `parts` above all replicas, no more available than ready.
+pub(super) fn status(errors: &mut Errors, object: &Value, parts: &[&str]) {
+    let status = &object["status"];
+    let count = |part: &str| status[part].as_i64().unwrap_or_default();
+    for part in ["replicas"].iter().chain(parts) {
+        errors.non_negative(&format!("status.{part}"), &status[*part]);
+    }
+    for part in parts.iter().filter(|p| count(p) > count("replicas")) {
+        errors.invalid(
+            format!("status.{part}"),
+            count(part),
+            "cannot be greater than status.replicas",
+        );
+    }
+    if count("availableReplicas") > count("readyReplicas") {
+        errors.invalid(
+            "status.availableReplicas",
+            count("availableReplicas"),
+            "cannot be greater than readyReplicas",
+        );
+    }
+}
+
 pub(super) fn replica_set(errors: &mut Errors, object: &Value) {
     let spec = &object["spec"];
     errors.non_negative("spec.replicas", &spec["replicas"]);

@@ -10,7 +10,6 @@ use crate::compare::Difference;
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Entry {
-    /// `*` at the end stands for anything.
     kind: String,
     case: String,
     path: String,
@@ -48,9 +47,13 @@ impl Known {
     }
 }
 
+/// `*` stands for any text.
 fn matches(pattern: &str, text: &str) -> bool {
-    match pattern.strip_suffix('*') {
-        Some(start) => text.starts_with(start),
+    match pattern.split_once('*') {
         None => pattern == text,
+        Some((start, "")) => text.starts_with(start),
+        Some((start, rest)) => text
+            .strip_prefix(start)
+            .is_some_and(|t| t.char_indices().any(|(i, _)| matches(rest, &t[i..]))),
     }
 }

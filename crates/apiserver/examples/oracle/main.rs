@@ -5,6 +5,7 @@
 //! (`tests/peers/oracle/*.yaml`, see [`cases`]); from each kind's objects follow the same requests: create, read in every
 //! form, refuse, patch, apply, watch, delete. Known differences stand with their reason in `tests/peers/oracle/known.yaml`.
 
+mod call;
 mod cases;
 mod compare;
 mod known;
@@ -59,10 +60,11 @@ fn main() -> Result<()> {
     let (kinds, mut known) = (cases::read(&dir)?, known::Known::read(&dir.join("known.yaml"))?);
     let mut differing = 0;
     runtime.block_on(async {
-        let peers = peers::start(&server, &scratch).await?;
-        script::namespace(&peers).await?;
+        let (upstream, ours) = (peers::start(&server, &scratch).await?, call::ours(&scratch).await?);
+        script::namespace(&upstream.client).await?;
+        script::namespace(&ours).await?;
         for kind in kinds.iter().filter(|k| only.is_empty() || only.contains(&k.name)) {
-            let outcome = script::run(&peers, kind, &mut known).await?;
+            let outcome = script::run(&ours, &upstream.client, kind, &mut known).await?;
             differing += outcome.differing.len();
             for (case, differences) in &outcome.differing {
                 eprintln!("DIFFERS {}: {case}", kind.name);

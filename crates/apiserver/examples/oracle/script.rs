@@ -10,11 +10,11 @@ use reconcile::Client;
 use serde_json::{Value, json};
 
 use crate::{
+    call::{Answer, Call, JSON, send},
     cases::{Kind, merged},
     compare::{Difference, differences},
     known::Known,
     normal::normal,
-    peers::{Answer, Call, JSON, Peers, send},
 };
 
 const MERGE: &str = "application/merge-patch+json";
@@ -27,6 +27,8 @@ const PARTIAL_LIST: &str = "application/json;as=PartialObjectMetadataList;v=v1;g
 /// How long the last events may take.
 const WATCH_S: u64 = 5;
 
+type Events = Arc<Mutex<Vec<Value>>>;
+
 #[derive(Default)]
 pub struct Outcome {
     pub equal: usize,
@@ -35,23 +37,22 @@ pub struct Outcome {
 }
 
 /// The namespace of the cases, with the account that pods need: no controller makes it here.
-pub async fn namespace(peers: &Peers) -> Result<()> {
+pub async fn namespace(client: &Client) -> Result<()> {
     let account = json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "default"}});
     let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "oracle"}});
-    for client in [&peers.ours, &peers.theirs] {
-        for (path, body) in [
-            ("/api/v1/namespaces", &namespace),
-            ("/api/v1/namespaces/oracle/serviceaccounts", &account),
-        ] {
-            let answer = send(client, &Call::post(path, body.clone())).await?;
-            anyhow::ensure!(answer.code == 201 || answer.code == 409, "{path}: {}", answer.body);
-        }
+    for (path, body) in [
+        ("/api/v1/namespaces", &namespace),
+        ("/api/v1/namespaces/oracle/serviceaccounts", &account),
+    ] {
+        let answer = send(client, &Call::post(path, body.clone())).await?;
+        anyhow::ensure!(answer.code == 201 || answer.code == 409, "{path}: {}", answer.body);
     }
     Ok(())
 }
 
 struct Run<'a> {
-    peers: &'a Peers,
+    ours: &'a Client,
+    theirs: &'a Client,
     kind: &'a Kind,
     known: &'a mut Known,
     outcome: Outcome,
@@ -59,9 +60,10 @@ struct Run<'a> {
     stored: [Value; 2],
 }
 
-pub async fn run(peers: &Peers, kind: &Kind, known: &mut Known) -> Result<Outcome> {
+pub async fn run(ours: &Client, theirs: &Client, kind: &Kind, known: &mut Known) -> Result<Outcome> {
     let mut run = Run {
-        peers,
+        ours,
+        theirs,
         kind,
         known,
         outcome: Outcome::default(),
@@ -89,7 +91,7 @@ impl Run<'_> {
         } else {
             Call::get(&self.kind.path)
         };
-        let ours = send(&self.peers.ours, &call).await?;
+        let ours = send(self.ours, &call).await?;
         if ours.code != 404 {
             return Ok(true);
         }
@@ -112,10 +114,8 @@ impl Run<'_> {
             }
             return Ok(());
         }
-        let watches = [
-            self.watch(&self.peers.ours).await?,
-            self.watch(&self.peers.theirs).await?,
-        ];
+        let ours = self.watch(self.ours).await?;
+        let theirs = self.watch(self.theirs).await?;
         self.both("create", true, |_| Call::post(&path, minimal.clone()))
             .await?;
         self.both("create again", false, |_| Call::post(&path, minimal.clone()))
@@ -130,11 +130,16 @@ impl Run<'_> {
         self.changes().await?;
         self.applies().await?;
         self.deletion().await?;
-        self.watched(watches).await
+        self.watched(ours, theirs).await
     }
 
     async fn refusals(&mut self, path: &str) -> Result<()> {
-        let minimal = self.kind.minimal.clone();
+        let minimal = if self.kind.create_only {
+            self.kind.minimal.clone()
+        } else {
+            // Not the name of the object that is there.
+            merged(&self.kind.minimal, &json!({"metadata": {"name": "refused"}}))
+        };
         for (name, patch) in &self.kind.invalid {
             let object = merged(&minimal, patch);
             self.both(&format!("refuse {name}"), false, |_| Call::post(path, object.clone()))
@@ -330,8 +335,8 @@ impl Run<'_> {
     async fn deletion(&mut self) -> Result<()> {
         let named = self.named();
         let delete = |path: &str, body: Value| Call::new(Method::DELETE, path, JSON, Some(body));
-        let dry = format!("{named}?dryRun=All");
-        self.both("delete dry", false, |_| delete(&dry, json!({}))).await?;
+        self.both("delete dry", false, |_| delete(&named, json!({"dryRun": ["All"]})))
+            .await?;
         let other = json!({"preconditions": {"uid": "00000000-0000-0000-0000-000000000000"}});
         self.both("delete another uid", false, |_| delete(&named, other.clone()))
             .await?;
@@ -351,7 +356,7 @@ impl Run<'_> {
         Ok(())
     }
 
-    async fn watch(&self, client: &Client) -> Result<Arc<Mutex<Vec<Value>>>> {
+    async fn watch(&self, client: &Client) -> Result<Events> {
         let list = send(client, &Call::get(&self.kind.path)).await?;
         let version = list.body["metadata"]["resourceVersion"]
             .as_str()
@@ -363,7 +368,7 @@ impl Run<'_> {
             self.kind.path
         );
         let mut body = client.stream(&path).await.context("opening a watch")?;
-        let events = Arc::new(Mutex::new(vec![]));
+        let events = Events::default();
         let seen = events.clone();
         tokio::spawn(async move {
             let mut rest = vec![];
@@ -381,15 +386,16 @@ impl Run<'_> {
     }
 
     /// The same events in the same order with the same objects.
-    async fn watched(&mut self, watches: [Arc<Mutex<Vec<Value>>>; 2]) -> Result<()> {
-        let ended = |events: &Arc<Mutex<Vec<Value>>>| events.lock().last().is_some_and(|e| e["type"] == "DELETED");
+    async fn watched(&mut self, ours: Events, theirs: Events) -> Result<()> {
+        let ended = |events: &Events| events.lock().last().is_some_and(|e| e["type"] == "DELETED");
         for _ in 0..WATCH_S * 50 {
-            if watches.iter().all(ended) {
+            if ended(&ours) && ended(&theirs) {
                 break;
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        let [mut ours, mut theirs] = watches.map(|w| Value::Array(w.lock().clone()));
+        let mut ours = Value::Array(ours.lock().clone());
+        let mut theirs = Value::Array(theirs.lock().clone());
         normal(&mut ours);
         normal(&mut theirs);
         let kinds = |events: &Value| -> Vec<String> {
@@ -410,10 +416,10 @@ impl Run<'_> {
 
     /// Sends a request to both; `keep` if the answer is the object as it now is.
     async fn both(&mut self, case: &str, keep: bool, call: impl Fn(&Value) -> Call) -> Result<()> {
-        let ours = send(&self.peers.ours, &call(&self.stored[0]))
+        let ours = send(self.ours, &call(&self.stored[0]))
             .await
             .with_context(|| case.to_owned())?;
-        let theirs = send(&self.peers.theirs, &call(&self.stored[1]))
+        let theirs = send(self.theirs, &call(&self.stored[1]))
             .await
             .with_context(|| case.to_owned())?;
         if keep {
@@ -423,7 +429,9 @@ impl Run<'_> {
                 }
             }
         }
-        self.judge(case, compare(ours, theirs));
+        let (ours, theirs) = (normalized(ours), normalized(theirs));
+        let found = compare(&ours, &theirs);
+        self.judge(case, found);
         Ok(())
     }
 
@@ -446,9 +454,12 @@ impl Run<'_> {
     }
 }
 
-fn compare(mut ours: Answer, mut theirs: Answer) -> Vec<Difference> {
-    normal(&mut ours.body);
-    normal(&mut theirs.body);
+fn normalized(mut answer: Answer) -> Answer {
+    normal(&mut answer.body);
+    answer
+}
+
+fn compare(ours: &Answer, theirs: &Answer) -> Vec<Difference> {
     let mut found = vec![];
     differences("code", &json!(ours.code), &json!(theirs.code), &mut found);
     differences("warnings", &json!(ours.warnings), &json!(theirs.warnings), &mut found);

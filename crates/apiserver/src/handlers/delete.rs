@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use apimachinery::codec::{self, Media};
+use apimachinery::field::FieldError;
 use apimachinery::gvk::Gvk;
 use apimachinery::meta;
 use apimachinery::status::Status;
@@ -122,9 +123,12 @@ impl Options {
         match self.propagation.as_deref() {
             None | Some("Orphan" | "Background" | "Foreground") => {}
             Some(other) => {
-                return Err(Status::bad_request(&format!(
-                    "DeleteOptions is invalid: propagationPolicy: Unsupported value: {other:?}: supported values: \"Foreground\", \"Background\", \"Orphan\""
-                )));
+                let error = FieldError::not_supported(
+                    "propagationPolicy",
+                    other,
+                    &["Foreground", "Background", "Orphan", "nil"],
+                );
+                return Err(Status::invalid_options("DeleteOptions", error));
             }
         }
         match self.grace_period_s {
@@ -144,6 +148,19 @@ pub enum Outcome {
     Pending(Arc<Object>),
 }
 
+/// Core kinds whose deletion answers with what was deleted instead of a status.
+/// # Source
+/// `ReturnDeletedObject` of the registries of Kubernetes 1.36.
+const RETURNED: [&str; 7] = [
+    "persistentvolumeclaims",
+    "persistentvolumes",
+    "pods",
+    "podtemplates",
+    "resourcequotas",
+    "serviceaccounts",
+    "services",
+];
+
 /// Deletes one object.
 pub async fn delete(cx: &Context, body: Body) -> Result<Response<Body>, Status> {
     let output = cx.output(true)?;
@@ -152,7 +169,7 @@ pub async fn delete(cx: &Context, body: Body) -> Result<Response<Body>, Status> 
     let outcome = remove(cx, &cx.target.name, &options).await?;
     Ok(match outcome {
         Outcome::Pending(object) => cx.object(StatusCode::OK, &object, output),
-        Outcome::Deleted(object) if cx.served.is("", "pods") || cx.served.is("", "services") => {
+        Outcome::Deleted(object) if RETURNED.iter().any(|plural| cx.served.is("", plural)) => {
             cx.object(StatusCode::OK, &object, output)
         }
         Outcome::Deleted(object) => {
@@ -194,7 +211,7 @@ pub async fn remove(cx: &Context, name: &str, options: &Options) -> Result<Outco
             .get(cx.namespace(), name)
             .ok_or_else(|| Status::not_found(&resource, name))?;
         let current = cx.served.value(&old);
-        check_preconditions(&resource, name, &old, options)?;
+        check_preconditions(cx, name, &old, options)?;
         admission::validate(cx, Operation::Delete, Some(&current), &Value::Null)?;
 
         let marked = mark(cx, &current, options);
@@ -226,25 +243,31 @@ pub async fn remove(cx: &Context, name: &str, options: &Options) -> Result<Outco
     Err(Status::internal("unreachable: attempts are bounded"))
 }
 
-fn check_preconditions(resource: &str, name: &str, old: &Object, options: &Options) -> Result<(), Status> {
+fn check_preconditions(cx: &Context, name: &str, old: &Object, options: &Options) -> Result<(), Status> {
     let header = old.header();
+    // Upstream names the kind here, not the resource.
+    let gvk = &cx.served.info.gvk;
+    let kind = match &*gvk.group {
+        "" => gvk.kind.to_string(),
+        group => format!("{}.{group}", gvk.kind),
+    };
     if let Some(uid) = &options.uid
         && **uid != *header.uid
     {
         let why = format!(
-            "Precondition failed: UID in precondition: {uid}, UID in object meta: {}",
+            "the UID in the precondition ({uid}) does not match the UID in record ({}). The object might have been deleted and then recreated",
             header.uid
         );
-        return Err(Status::conflict(resource, name, &why));
+        return Err(Status::conflict(&kind, name, &why));
     }
     if let Some(rv) = &options.resource_version
         && *rv != old.rv.to_string()
     {
         let why = format!(
-            "Precondition failed: ResourceVersion in precondition: {rv}, ResourceVersion in object meta: {}",
+            "the ResourceVersion in the precondition ({rv}) does not match the ResourceVersion in record ({}). The object might have been modified",
             old.rv
         );
-        return Err(Status::conflict(resource, name, &why));
+        return Err(Status::conflict(&kind, name, &why));
     }
     Ok(())
 }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use apimachinery::field::FieldError;
 use apimachinery::status::Status;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -42,7 +43,8 @@ impl Continue {
     }
 
     fn decode(text: &str) -> Result<Self, Status> {
-        let bad = |what: String| Status::bad_request(&format!("continue key is not valid: {what}"));
+        let bad =
+            |what: String| Status::bad_request(&format!("invalid continue token: continue key is not valid: {what}"));
         let raw = URL_SAFE_NO_PAD
             .decode(text.trim_end_matches('='))
             .map_err(|e| bad(e.to_string()))?;
@@ -102,11 +104,19 @@ fn choose_view(cx: &Context, limit: usize) -> Result<(View, Option<Continue>), S
     }
     match (rv, how) {
         ("", "") | ("0", "" | "NotOlderThan") => Ok((registry.view(resource), None)),
-        ("", _) => Err(Status::bad_request(
-            "resourceVersionMatch: Forbidden: resourceVersionMatch is forbidden unless resourceVersion is provided",
+        ("", _) => Err(Status::invalid_options(
+            "ListOptions",
+            FieldError::forbidden(
+                "resourceVersionMatch",
+                "resourceVersionMatch is forbidden unless resourceVersion is provided",
+            ),
         )),
-        ("0", "Exact") => Err(Status::bad_request(
-            "resourceVersionMatch: Forbidden: resourceVersionMatch \"exact\" is forbidden for resourceVersion \"0\"",
+        ("0", "Exact") => Err(Status::invalid_options(
+            "ListOptions",
+            FieldError::forbidden(
+                "resourceVersionMatch",
+                "resourceVersionMatch \"exact\" is forbidden for resourceVersion \"0\"",
+            ),
         )),
         (rv, how @ ("" | "NotOlderThan" | "Exact")) => {
             let rv = parse_rv(rv)?;

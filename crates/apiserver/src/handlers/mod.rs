@@ -151,12 +151,12 @@ impl Filter {
                 return Err(Status::bad_request(&format!("field label not supported: {field}")));
             }
             if !known {
-                return Err(Status::bad_request(&format!(
-                    "Unable to find {:?} that match label selector {:?}, field selector {:?}: field label not supported: {field}",
-                    format!("{}, Resource={}", cx.served.info.api_version(), cx.served.info.plural),
-                    cx.query.get("labelSelector"),
-                    cx.query.get("fieldSelector"),
-                )));
+                let plain = selectable.is_empty() && !cx.served.info.custom;
+                return Err(Status::bad_request(&if plain {
+                    format!("{field:?} is not a known field selector: only \"metadata.name\", \"metadata.namespace\"")
+                } else {
+                    format!("field label not supported: {field}")
+                }));
             }
         }
         let name = if cx.target.name.is_empty() {

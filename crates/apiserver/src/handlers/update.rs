@@ -93,7 +93,11 @@ async fn read_patch(cx: &Context, body: Body) -> Result<Patch, Status> {
     };
     let media = negotiate::content_type(&cx.headers);
     if !accepted.contains(&media.as_str()) || media == manage::APPLY {
-        return Err(Status::unsupported_media_type(accepted));
+        return Err(if cx.served.info.custom {
+            Status::unsupported_media_type(accepted)
+        } else {
+            Status::unrouted_media_type()
+        });
     }
     let bytes = write::body(body).await?;
     let value: Value = serde_json::from_slice(&bytes)
@@ -120,7 +124,11 @@ fn apply(cx: &Context, patch: &Patch, current: &Value) -> Result<(Value, Vec<Str
     let mut value = decoded.value;
     write::agree_on_namespace(cx, &mut value)?;
     if meta::name(&value) != cx.target.name {
-        return Err(Status::bad_request("metadata.name: Invalid value: field is immutable"));
+        return Err(Status::bad_request(&format!(
+            "the name of the object ({}) does not match the name on the URL ({})",
+            meta::name(&value),
+            cx.target.name
+        )));
     }
     Ok((value, decoded.warnings))
 }

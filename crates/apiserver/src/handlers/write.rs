@@ -104,10 +104,9 @@ pub fn agree_on_namespace(cx: &Context, value: &mut Value) -> Result<(), Status>
         return Ok(());
     }
     if !given.is_empty() && given != cx.target.namespace {
-        return Err(Status::bad_request(&format!(
-            "the namespace of the provided object does not match the namespace sent on the request: {given:?} is not {:?}",
-            cx.target.namespace
-        )));
+        return Err(Status::bad_request(
+            "the namespace of the provided object does not match the namespace sent on the request",
+        ));
     }
     metadata.insert("namespace".into(), cx.target.namespace.clone().into());
     Ok(())
