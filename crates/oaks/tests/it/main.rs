@@ -2,6 +2,7 @@
 
 mod arm;
 mod az;
+mod az_edge;
 mod az_network;
 mod bad_input;
 mod clients;
