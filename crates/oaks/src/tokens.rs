@@ -1,7 +1,5 @@
 //! Tokens of managed identities for the metadata service: signed with the key that ARM checks, as ARM's own are.
 
-use std::path::PathBuf;
-
 use reconcile::Client;
 use stdx::SharedClock;
 use vnet::{Token, TokenFuture, TokenSource};
@@ -24,11 +22,9 @@ impl TokenSource for IdentityTokens {
                 tracing::warn!(identity = identity.client_id, error = %e, "no token: {what}");
                 format!("the platform could not {what}; ask again")
             };
-            let at: PathBuf = self.paths.arm_access();
-            let access = ArmAccess::read(&self.paths).map_err(|e| fail(&format!("read {}", at.display()), &e));
-            // The path is the operator's business, not the pod's.
+            // Where the file is, is the operator's business, not the pod's.
             let access =
-                access.map_err(|_| "the platform could not say who issues its tokens; ask again".to_owned())?;
+                ArmAccess::read(&self.paths).map_err(|e| fail("say who issues its tokens", &format!("{e:#}")))?;
             let key = arm::token_key(&self.home).await;
             let key = key.map_err(|e| fail("read its signing key", &stdx::chain(&e)))?;
             let principal = arm::token::ManagedIdentity {

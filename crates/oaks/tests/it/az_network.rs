@@ -65,6 +65,15 @@ impl<'a> Machine<'a> {
         anyhow::bail!("there is no machine of a node {prefix}*")
     }
 
+    /// Resource group and name of its interface.
+    fn interface(&self) -> (&str, &str) {
+        let parts: Vec<&str> = self.nic.split('/').collect();
+        (
+            parts.get(4).copied().unwrap_or_default(),
+            parts.last().copied().unwrap_or_default(),
+        )
+    }
+
     /// Runs a program in the machine's network; standard output.
     fn run(&self, program: &[&str]) -> Result<String> {
         let net = format!("--net={}", self.netns.display());
@@ -190,10 +199,7 @@ fn security(az: &Az, front: &Machine<'_>, other: &Machine<'_>, back: &Machine<'_
     // Members of an application security group are denied by a rule before it.
     let asg = az.json("network asg create -g rg -n clients")?;
     let asg = asg["id"].as_str().context("az network asg create gives no id")?;
-    let (group, nic) = (
-        front.nic.split('/').nth(4).unwrap_or_default(),
-        front.nic.rsplit('/').next().unwrap_or_default(),
-    );
+    let (group, nic) = front.interface();
     az.run(&format!(
         "network nic ip-config update -g {group} --nic-name {nic} -n ipconfig1 --application-security-groups {asg}"
     ))?;
@@ -257,6 +263,18 @@ fn routes(az: &Az, front: &Machine<'_>, appliance: &Machine<'_>, back: &Machine<
     front.is_cut_off(back, "an appliance that does not forward")?;
     appliance.run(&["sysctl", "-qw", "net.ipv4.ip_forward=1"])?;
     front.reaches(back, "by the appliance")?;
+    let (group, nic) = front.interface();
+    let routes = az.json(&format!("network nic show-effective-route-table -g {group} -n {nic}"))?;
+    let led = |r: &Value| r["nextHopType"] == "VirtualAppliance" && r["addressPrefix"][0] == "10.1.1.0/24";
+    ensure!(
+        routes["value"].as_array().is_some_and(|l| l.iter().any(led)),
+        "effective routes: {routes}"
+    );
+    let free = az.json(&format!(
+        "network vnet check-ip-address -g rg -n v1 --ip-address {}",
+        front.address
+    ))?;
+    ensure!(free["available"] == false, "an address in use: {free}");
     let said = az.fails("network route-table delete -g rg -n rt")?;
     ensure!(
         said.contains("InUseRouteTableCannotBeDeleted"),
@@ -390,10 +408,7 @@ fn addresses(az: &Az, front: &Machine<'_>) -> Result<()> {
         })
     };
     pods(10)?;
-    let (group, nic) = (
-        front.nic.split('/').nth(4).unwrap_or_default(),
-        front.nic.rsplit('/').next().unwrap_or_default(),
-    );
+    let (group, nic) = front.interface();
     az.run(&format!(
         "network nic ip-config create -g {group} --nic-name {nic} -n one-more"
     ))?;
