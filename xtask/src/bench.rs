@@ -7,7 +7,8 @@ use crate::{dist, setup, sh};
 pub fn run(args: &[String]) -> Result<()> {
     match args.split_first() {
         Some((part, rest)) if part == "cni" => cni(rest),
-        _ => bail!("cargo xtask bench cni|platform [--json]"),
+        Some((part, rest)) if part == "vnet" => vnet(rest),
+        _ => bail!("cargo xtask bench cni|vnet|platform [--json]"),
     }
 }
 
@@ -26,4 +27,23 @@ fn cni(args: &[String]) -> Result<()> {
     run.extend(args.iter().cloned());
     let run: Vec<&str> = run.iter().map(String::as_str).collect();
     sh::run(&own.join("bench-cni").to_string_lossy(), &run)
+}
+
+/// Virtual networks against the same namespaces with plain routes, and a network of 16,000 addresses.
+fn vnet(args: &[String]) -> Result<()> {
+    setup::packages()?;
+    setup::install(&[("iperf3", "iperf3")])?;
+    let run = [
+        "run",
+        "-q",
+        "--release",
+        "-p",
+        "vnet",
+        "--example",
+        "bench",
+        "--locked",
+        "--",
+    ];
+    let args = args.iter().map(String::as_str);
+    sh::run("cargo", &run.into_iter().chain(args).collect::<Vec<_>>())
 }

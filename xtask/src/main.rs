@@ -25,6 +25,7 @@ cargo xtask <verb>
   dist cni the plug-ins' archive, below target/dist
   bench platform [--json]   release build; five rounds of up, demo and `oaks bench` in a host of their own
   bench cni [--json]   the plug-in against its peers
+  bench vnet [--json]  virtual networks against plain routes; 16,000 addresses (release build, iperf3)
   conformance [--focus RE] [--dry-run] [--json]   upstream's end-to-end suite against a fresh cluster (default: what needs no image)
   conformance oracle [--only KIND]... [--json]   this API server's answers compared with kube-apiserver's
   conformance cni [--area NAME]... [--json]   the installed plug-ins driven by others' programs

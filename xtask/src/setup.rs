@@ -31,9 +31,14 @@ pub fn run(_args: &[String]) -> Result<()> {
     sh::step("JavaScript client", || node_client().map(drop))
 }
 
-/// Installs the missing programs with apt; does nothing if all are there.
+/// Installs the programs that tests and the demo need.
 pub fn packages() -> Result<()> {
-    let missing: Vec<&str> = PROGRAMS
+    install(PROGRAMS)
+}
+
+/// Installs the missing programs (with the packages that ship them) with apt; does nothing if all are there.
+pub fn install(programs: &[(&str, &str)]) -> Result<()> {
+    let missing: Vec<&str> = programs
         .iter()
         .filter(|(program, _)| !sh::have(program))
         .map(|(_, package)| *package)
