@@ -1,7 +1,7 @@
 //! What a fabric's spec must satisfy, checked part by part: whole ([`FabricSpec::check`]), or leaving out what is wrong
 //! ([`FabricSpec::without_mistakes`]).
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
@@ -107,7 +107,8 @@ struct Seen {
     /// Public addresses that cannot be anything else, too.
     exclusive: BTreeSet<Ipv4Addr>,
     macs: BTreeSet<Mac>,
-    addresses: BTreeSet<Ipv4Addr>,
+    /// Thousands, asked for at every apply.
+    addresses: HashSet<Ipv4Addr>,
     frontends: BTreeSet<(Ipv4Addr, Protocol, u16)>,
     /// Private addresses with a public one, and with SNAT ports.
     instances: BTreeSet<Ipv4Addr>,
@@ -317,7 +318,7 @@ impl Door<'_> {
         if nic.ip_configs.iter().filter(|c| c.primary).count() != 1 {
             return Err(fail("exactly one ip configuration must be primary".to_owned()));
         }
-        let mut own = BTreeSet::new();
+        let mut own = HashSet::with_capacity(nic.ip_configs.len());
         for address in nic.addresses() {
             if !subnet.prefix.contains(&address) || rules::is_reserved(subnet.prefix, address) {
                 return Err(fail(format!("{address} is not a usable address of {}", subnet.prefix)));

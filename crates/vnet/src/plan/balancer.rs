@@ -80,25 +80,15 @@ pub fn balancer(vnet: &VnetSpec) -> Table {
         );
     }
     hairpin(vnet, &mut table);
-    let refused = |rule: Rule| rule.in_set(PLACE, "empty");
     let mut balance = vec![Rule::new().vmap(PLACE, "frontends")];
     if !whole.is_empty() {
         balance.push(Rule::new().vmap([IpDaddr], "all-ports"));
     }
     balance.push(Rule::new().dnat(NatTarget::map([Mark, IpDaddr, L4Proto, Dport], "dns")));
+    if !empty.is_empty() {
+        table.chains.push(refuse());
+    }
     table.chains.extend([
-        Chain::base(
-            "refuse",
-            ChainKind::Filter,
-            HookPoint::Prerouting,
-            -101,
-            [
-                // Streams to the last backend end by themselves, too.
-                Rule::new().established().accept(),
-                refused(Rule::new()).proto(TCP).reject(Reject::TcpReset),
-                refused(Rule::new()).reject(Reject::PortUnreachable),
-            ],
-        ),
         Chain::regular(
             NO_BACKEND,
             [
@@ -113,6 +103,23 @@ pub fn balancer(vnet: &VnetSpec) -> Table {
         table.chains.push(Chain::regular(chain(f), rules));
     }
     table
+}
+
+/// Refuses what asks for a frontend without backends. Every packet meets it, so it is there only if there is such a frontend.
+fn refuse() -> Chain {
+    let refused = |rule: Rule| rule.in_set(PLACE, "empty");
+    Chain::base(
+        "refuse",
+        ChainKind::Filter,
+        HookPoint::Prerouting,
+        -101,
+        [
+            // Streams to the last backend end by themselves, too.
+            Rule::new().established().accept(),
+            refused(Rule::new()).proto(TCP).reject(Reject::TcpReset),
+            refused(Rule::new()).reject(Reject::PortUnreachable),
+        ],
+    )
 }
 
 /// Back to where it came from: without the frontend as its source the answer would not come back here. The public address

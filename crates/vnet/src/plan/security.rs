@@ -115,12 +115,15 @@ pub fn security(vnet: &VnetSpec) -> Table {
         let rules: Vec<Rule> = established.into_iter().chain(rules).collect();
         Chain::base(name, ChainKind::Filter, point, priority, rules)
     };
-    table.chains.push(base(
-        "to-frontends",
-        HookPoint::Prerouting,
-        -140,
-        vec![outbound(Rule::new().in_set([Field::IpDaddr], FRONTENDS))],
-    ));
+    // Chains that every packet would meet are there only if they can decide something.
+    if !frontends.is_empty() {
+        table.chains.push(base(
+            "to-frontends",
+            HookPoint::Prerouting,
+            -140,
+            vec![outbound(Rule::new().in_set([Field::IpDaddr], FRONTENDS))],
+        ));
+    }
     table.chains.push(base(
         "between",
         HookPoint::Forward,

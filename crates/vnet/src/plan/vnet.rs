@@ -166,7 +166,7 @@ fn protection(vnet: &VnetSpec, outward: Ipv4Addr) -> Table {
             [
                 // Before everything else: who knows another's connection could join it with a forged packet.
                 // What comes from another host was looked at there.
-                super::spoofing::forged(no_port(Rule::new()).is_not(Field::Iifname, name(VXLAN_LINK))),
+                super::spoofing::forged(|rule| no_port(rule).is_not(Field::Iifname, name(VXLAN_LINK))),
                 Rule::new().established().accept(),
                 super::spoofing::rogue_dhcp(),
                 Rule::new().in_set([Field::Iifname], "peers").goto("from-peer"),
@@ -197,6 +197,19 @@ fn protection(vnet: &VnetSpec, outward: Ipv4Addr) -> Table {
             ],
         ),
         Chain::base(
+            "outward",
+            ChainKind::Nat,
+            HookPoint::Postrouting,
+            100,
+            [Rule::new()
+                .oifname(EDGE_LINK)
+                .in_set([IpSaddr], "inside")
+                .snat(NatTarget::to(outward, None))],
+        ),
+    ];
+    // Every packet would meet it.
+    if !vnet.peers.is_empty() {
+        table.chains.push(Chain::base(
             "through",
             ChainKind::Filter,
             HookPoint::Forward,
@@ -211,18 +224,8 @@ fn protection(vnet: &VnetSpec, outward: Ipv4Addr) -> Table {
                     .reject(Reject::AdminProhibited)
                     .comment("through a peering"),
             ],
-        ),
-        Chain::base(
-            "outward",
-            ChainKind::Nat,
-            HookPoint::Postrouting,
-            100,
-            [Rule::new()
-                .oifname(EDGE_LINK)
-                .in_set([IpSaddr], "inside")
-                .snat(NatTarget::to(outward, None))],
-        ),
-    ];
+        ));
+    }
     table
 }
 
