@@ -1,6 +1,6 @@
 //! The command line: flags, the config file that mirrors them, and the dispatch to the verbs.
 
-use std::{io::Read as _, net::SocketAddr, path::PathBuf};
+use std::{io::Read as _, net::SocketAddr, path::PathBuf, process::ExitCode};
 
 use anyhow::{Context as _, Result};
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -88,6 +88,9 @@ pub enum Verb {
         #[arg(long)]
         json: bool,
     },
+    /// The data plane of this host.
+    #[command(subcommand)]
+    Vnet(VnetVerb),
     /// Run the API server, controllers and ARM in the foreground (started by `up`).
     Server(UpArgs),
     /// Run the host agent in the foreground (started by `up`), or add machines to the platform.
@@ -225,6 +228,16 @@ pub enum KubeconfigVerb {
     },
     /// Take it out of the user's file again.
     Remove { name: String },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum VnetVerb {
+    /// What differs between the objects in home and the kernel, per network; changes nothing. Exit code 0: nothing, 1:
+    /// differences, 2: an error.
+    Diff {
+        #[arg(short, long, value_enum, default_value_t = Output::Table)]
+        output: Output,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -469,10 +482,13 @@ fn absolute(path: PathBuf) -> Result<PathBuf> {
 }
 
 /// Parses the command line and runs the verb.
-pub fn run() -> Result<()> {
+pub fn run() -> Result<ExitCode> {
     let cli = Cli::parse();
     let settings = |args: Option<&UpArgs>| Settings::new(&cli.global, args);
-    match &cli.verb {
+    let done = match &cli.verb {
+        Verb::Vnet(VnetVerb::Diff { output }) => {
+            return block_on(async { Ok(crate::vnet_verbs::diff(&settings(None)?.paths, *output).await) });
+        }
         Verb::Up(args) => crate::up::run(&settings(Some(args))?),
         Verb::Down { purge } => crate::down::run(&settings(None)?.paths, *purge),
         Verb::Status { output } => crate::status::run(&settings(None)?, *output),
@@ -514,7 +530,8 @@ pub fn run() -> Result<()> {
         Verb::Keeper(args) => crate::keeper::run(&settings(Some(args))?),
         Verb::Node { config } => service(crate::node::run(config)),
         Verb::MachineBoot => machine_boot(),
-    }
+    };
+    done.map(|()| ExitCode::SUCCESS)
 }
 
 /// A verb of a user: one thread is enough.

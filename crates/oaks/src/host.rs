@@ -14,7 +14,7 @@ use stdx::{RealClock, Shutdown};
 use vnet_model::fabric::{EdgeSpec, Uplink};
 
 use crate::{
-    access::{chained, client_of},
+    access::{chained, client_of, write_private},
     cli::Settings,
     down::cgroup_name,
     engine,
@@ -23,7 +23,7 @@ use crate::{
     keeper, pull,
     server::stop_on_signal,
     tokens::IdentityTokens,
-    up, virtual_nodes,
+    up, virtual_nodes, vnet_verbs,
 };
 
 pub async fn run(settings: &Settings) -> Result<()> {
@@ -80,6 +80,12 @@ pub async fn run(settings: &Settings) -> Result<()> {
         },
         ..EdgeSpec::default()
     };
+    // `oaks vnet diff` plans with the same, also after this process.
+    let told = vnet_verbs::Told {
+        edge: edge.clone(),
+        here: here.clone(),
+    };
+    write_private(&paths.told(), &serde_json::to_vec_pretty(&told)?)?;
     let config = AgentConfig {
         instance: paths.instance.clone(),
         here: here.clone(),

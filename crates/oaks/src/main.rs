@@ -29,12 +29,13 @@ mod status;
 mod tokens;
 mod up;
 mod virtual_nodes;
+mod vnet_verbs;
 
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
     match cli::run() {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             eprintln!("error: {error:#}");
             ExitCode::FAILURE

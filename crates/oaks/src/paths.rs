@@ -41,6 +41,10 @@ impl Paths {
     pub fn joined(&self) -> PathBuf {
         self.data.join("host/joined.json")
     }
+    /// What the host agent was told of this host and its borders; written at its start.
+    pub fn told(&self) -> PathBuf {
+        self.run.join("told.json")
+    }
     /// What `oaks az` and the demo need of the ARM endpoint: URL, CA, tenant, client id and secret; 0600.
     pub fn arm_access(&self) -> PathBuf {
         self.data.join("arm.json")

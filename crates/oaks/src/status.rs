@@ -1,4 +1,4 @@
-//! `oaks status`: the processes of the instance, what they listen on, and the machines.
+//! `oaks status`: the processes of the instance, what they listen on, the machines, and what the network dropped or refused.
 
 use anyhow::Result;
 use serde_json::{Value, json};
@@ -60,7 +60,13 @@ fn collect(paths: &Paths) -> Value {
             json!({"name": name, "running": running.is_some(), "pid": running.map(|r| r.pid)})
         })
         .collect();
-    json!({"instance": paths.instance, "dataDir": paths.data, "runDir": paths.run, "processes": processes, "machines": machines})
+    let dropped: Vec<Value> = vnet::drops(&paths.instance, &paths.run)
+        .unwrap_or_default()
+        .into_iter()
+        .filter(|(_, c)| c.packets > 0)
+        .map(|(network, c)| json!({"network": network, "rule": c.comment, "packets": c.packets, "bytes": c.bytes}))
+        .collect();
+    json!({"dropped": dropped, "instance": paths.instance, "dataDir": paths.data, "runDir": paths.run, "processes": processes, "machines": machines})
 }
 
 /// Resident set of one process.
@@ -105,6 +111,14 @@ fn print_table(status: &Value) {
             state,
             p["pid"].to_string(),
             memory
+        );
+    }
+    for d in status["dropped"].as_array().into_iter().flatten() {
+        println!(
+            "dropped    {:>8} packets   {} in {}",
+            d["packets"].to_string(),
+            d["rule"].as_str().unwrap_or_default(),
+            d["network"].as_str().unwrap_or_default()
         );
     }
     for m in status["machines"].as_array().into_iter().flatten() {

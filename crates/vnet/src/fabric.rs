@@ -9,20 +9,17 @@ use std::time::Duration;
 use ipnet::{IpNet, Ipv4Net};
 use linux::netlink::{RouteEntry, RouteKind};
 use linux::netns::{self, NetNs};
-use linux::nft::{Counter, Family};
+use linux::nft::Counter;
 use parking_lot::Mutex;
 use vnet_model::fabric::{FabricSpec, NicSpec, Uplink, VnetSpec, check_instance};
 use vnet_model::rules::overlap;
 
 use crate::attach::{self, MTU, NetnsRef, Port};
-use crate::converge::{Handles, Scope, converge, has_ip6, on_link, set_sysctls};
+use crate::converge::{Handles, Scope, converge, on_link, set_sysctls};
 use crate::join::{
     join_host, join_hosts, join_peers, join_vnet, part_peers, part_strangers, remember_uplink, unplug_strangers,
 };
-use crate::names::{
-    BALANCER_TABLE, EDGE_LINK, EDGE_TABLE, HOSTS_TABLE, NEIGHBOUR_TABLE, OUTBOUND_TABLE, SECURITY_TABLE, SITES_TABLE,
-    VNET_TABLE, edge_pin, host_link, host_table, nic_link, pins, vnet_of_pin, vnet_pin,
-};
+use crate::names::{EDGE_LINK, edge_pin, host_link, nic_link, pins, vnet_of_pin, vnet_pin};
 use crate::plan::{
     NamespacePlan, Transit, assign_slots, ended_addresses, ended_ways, plan_edge, plan_host, plan_vnet, sites_here,
     vnet_sysctls, vxlans,
@@ -31,7 +28,7 @@ use crate::probe::{Health, Probes};
 use crate::serve::Servers;
 use crate::sites::{Tunnels, join_sites};
 use crate::tunnel::TunnelKeys;
-use crate::{Error, dial, teardown};
+use crate::{Error, dial, drops, teardown};
 
 /// One instance's data plane. Calls block for about a millisecond per change; they may come from any thread.
 pub struct Fabric {
@@ -350,29 +347,17 @@ impl Fabric {
     pub fn drops(&self) -> Result<Vec<(String, Counter)>, Error> {
         let mut state = self.state.lock();
         let mut out = Vec::new();
+        let mut add = |name: &str, counters: Vec<Counter>| {
+            out.extend(counters.into_iter().map(|c| (name.to_owned(), c)));
+        };
         for (key, space) in &mut state.vnets {
-            let ip6 = has_ip6().then_some((Family::Ip6, NEIGHBOUR_TABLE));
-            let tables = [
-                (Family::Ip, VNET_TABLE),
-                (Family::Ip, SECURITY_TABLE),
-                (Family::Ip, BALANCER_TABLE),
-                (Family::Ip, OUTBOUND_TABLE),
-                (Family::Ip, HOSTS_TABLE),
-                (Family::Ip, SITES_TABLE),
-                (Family::Arp, NEIGHBOUR_TABLE),
-            ];
-            for (family, table) in tables.into_iter().chain(ip6) {
-                let counters = space.handles.nft.counters(family, table)?;
-                out.extend(counters.into_iter().map(|c| (key.clone(), c)));
-            }
+            add(key, drops::of_vnet(&mut space.handles.nft)?);
         }
         if state.host_plan.is_some() {
-            let counters = state.host.nft.counters(Family::Ip, &host_table(&self.instance))?;
-            out.extend(counters.into_iter().map(|c| ("host".to_owned(), c)));
+            add("host", drops::of_host(&mut state.host.nft, &self.instance)?);
         }
         if let Some(edge) = &mut state.edge {
-            let counters = edge.handles.nft.counters(Family::Ip, EDGE_TABLE)?;
-            out.extend(counters.into_iter().map(|c| ("edge".to_owned(), c)));
+            add("edge", drops::of_edge(&mut edge.handles.nft)?);
         }
         Ok(out)
     }

@@ -10,6 +10,7 @@ mod attach;
 mod converge;
 mod dial;
 mod diff;
+mod drops;
 mod error;
 mod fabric;
 mod join;
@@ -23,6 +24,7 @@ mod tunnel;
 
 pub use attach::NetnsRef;
 pub use diff::{Action, Difference, diff};
+pub use drops::drops;
 pub use error::Error;
 pub use fabric::{Fabric, Report};
 pub use names::{edge_pin, host_link, host_table, nic_link, vnet_pin};

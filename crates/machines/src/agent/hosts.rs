@@ -13,6 +13,7 @@ use k8s_openapi::{
 };
 use reconcile::{Client, Patch};
 use resources::{Host, HostSpec};
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 use stdx::Shutdown;
 use vnet_model::{
@@ -34,7 +35,8 @@ pub fn lease_name(host: &str) -> String {
 }
 
 /// This host.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Here {
     /// Home object name of its Host.
     pub name: String,

@@ -24,7 +24,7 @@ use vnet_model::fabric::EdgeSpec;
 
 pub use hosts::Here;
 pub use machine::{FINALIZER, MachineStart};
-pub use network::Network;
+pub use network::{Network, wanted};
 pub use plan::cluster_marks;
 
 /// What the agent is told at its start.

@@ -2,17 +2,17 @@
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
-use reconcile::{Informer, Kind};
+use reconcile::{Informer, Informers, Kind};
 use resources::{
     Host, LoadBalancer, Machine, ManagedCluster, NatGateway, NetworkInterface, NetworkSecurityGroup, PrivateDnsZone,
     PublicIPAddress, PublicIPPrefix, RouteTable, Site, VirtualNetwork, VirtualNode,
 };
 use stdx::Shutdown;
 use tokio::sync::{Notify, watch};
-use vnet_model::fabric::SpecError;
+use vnet_model::fabric::{EdgeSpec, FabricSpec, SpecError};
 
 use super::{
-    AgentConfig, AgentError, hosts,
+    AgentConfig, AgentError, Here, hosts,
     machine::blocking,
     plan::{self, World},
     sites,
@@ -55,22 +55,7 @@ impl Network {
     /// Starts the task; returns after the first successful apply.
     pub async fn start(config: AgentConfig, shutdown: Shutdown) -> Result<Self, AgentError> {
         let changed = Arc::new(Notify::new());
-        let watched = Watched {
-            vnets: open(&config, &changed).await,
-            nics: open(&config, &changed).await,
-            public_ips: open(&config, &changed).await,
-            load_balancers: open(&config, &changed).await,
-            security_groups: open(&config, &changed).await,
-            route_tables: open(&config, &changed).await,
-            nat_gateways: open(&config, &changed).await,
-            public_ip_prefixes: open(&config, &changed).await,
-            machines: open(&config, &changed).await,
-            hosts: open(&config, &changed).await,
-            sites: open(&config, &changed).await,
-            virtual_nodes: open(&config, &changed).await,
-            private_zones: open(&config, &changed).await,
-            clusters: open(&config, &changed).await,
-        };
+        let watched = Watched::open(&config.informers, &changed).await;
         let (sender, mut applied) = watch::channel(None);
         let (notes, left_out) = watch::channel(Vec::new());
         let first = apply(&config, &watched, &notes).await?;
@@ -97,8 +82,77 @@ impl Network {
     }
 }
 
-async fn open<K: Kind>(config: &AgentConfig, changed: &Arc<Notify>) -> Informer<K> {
-    let informer = config.informers.get::<K>();
+impl Watched {
+    /// Opens the informers and waits until each has listed its objects; `changed` is told of every change.
+    async fn open(informers: &Informers, changed: &Arc<Notify>) -> Self {
+        Self {
+            vnets: open(informers, changed).await,
+            nics: open(informers, changed).await,
+            public_ips: open(informers, changed).await,
+            load_balancers: open(informers, changed).await,
+            security_groups: open(informers, changed).await,
+            route_tables: open(informers, changed).await,
+            nat_gateways: open(informers, changed).await,
+            public_ip_prefixes: open(informers, changed).await,
+            machines: open(informers, changed).await,
+            hosts: open(informers, changed).await,
+            sites: open(informers, changed).await,
+            virtual_nodes: open(informers, changed).await,
+            private_zones: open(informers, changed).await,
+            clusters: open(informers, changed).await,
+        }
+    }
+
+    fn world(&self) -> World {
+        World {
+            vnets: owned(&self.vnets),
+            nics: owned(&self.nics),
+            public_ips: owned(&self.public_ips),
+            load_balancers: owned(&self.load_balancers),
+            security_groups: owned(&self.security_groups),
+            route_tables: owned(&self.route_tables),
+            nat_gateways: owned(&self.nat_gateways),
+            public_ip_prefixes: owned(&self.public_ip_prefixes),
+            machines: owned(&self.machines),
+            hosts: owned(&self.hosts),
+            sites: owned(&self.sites),
+            virtual_nodes: owned(&self.virtual_nodes),
+            private_zones: owned(&self.private_zones),
+            clusters: owned(&self.clusters),
+        }
+    }
+}
+
+/// What the objects in home want of this host now, as the agent would apply it. Waits until home answers.
+pub async fn wanted(informers: &Informers, instance: &str, edge: &EdgeSpec, here: &Here) -> FabricSpec {
+    let watched = Watched::open(informers, &Arc::new(Notify::new())).await;
+    spec_of(&watched.world(), instance, edge, here).0
+}
+
+/// The specification, and what had to be left out of it.
+fn spec_of(world: &World, instance: &str, edge: &EdgeSpec, here: &Here) -> (FabricSpec, Vec<String>) {
+    let mut plan = plan::plan(world, instance, edge);
+    sites::add(&world.sites, &mut plan.spec.vnets, &mut plan.notes);
+    hosts::split(&mut plan.spec, world, here);
+    for note in &plan.notes {
+        tracing::debug!(controller = "network", note, "left out of the plan");
+    }
+    // One object's mistake must not stop the others' network.
+    let (spec, mistakes) = plan.spec.without_mistakes();
+    for mistake in &mistakes {
+        tracing::warn!(controller = "network", reason = %stdx::chain(mistake), "left out of the network");
+    }
+    // Whoever tells people why something is not there listens.
+    let left_out = plan
+        .notes
+        .into_iter()
+        .chain(mistakes.iter().filter_map(about_site))
+        .collect();
+    (spec, left_out)
+}
+
+async fn open<K: Kind>(informers: &Informers, changed: &Arc<Notify>) -> Informer<K> {
+    let informer = informers.get::<K>();
     informer.wait_synced().await;
     let changed = changed.clone();
     informer.on_change(move |_| changed.notify_one());
@@ -140,39 +194,7 @@ async fn apply(
     watched: &Watched,
     notes: &watch::Sender<Vec<String>>,
 ) -> Result<Applied, AgentError> {
-    let world = World {
-        vnets: owned(&watched.vnets),
-        nics: owned(&watched.nics),
-        public_ips: owned(&watched.public_ips),
-        load_balancers: owned(&watched.load_balancers),
-        security_groups: owned(&watched.security_groups),
-        route_tables: owned(&watched.route_tables),
-        nat_gateways: owned(&watched.nat_gateways),
-        public_ip_prefixes: owned(&watched.public_ip_prefixes),
-        machines: owned(&watched.machines),
-        hosts: owned(&watched.hosts),
-        sites: owned(&watched.sites),
-        virtual_nodes: owned(&watched.virtual_nodes),
-        private_zones: owned(&watched.private_zones),
-        clusters: owned(&watched.clusters),
-    };
-    let mut plan = plan::plan(&world, &config.instance, &config.edge);
-    sites::add(&world.sites, &mut plan.spec.vnets, &mut plan.notes);
-    hosts::split(&mut plan.spec, &world, &config.here);
-    for note in &plan.notes {
-        tracing::debug!(controller = "network", note, "left out of the plan");
-    }
-    // One object's mistake must not stop the others' network.
-    let (spec, mistakes) = plan.spec.without_mistakes();
-    for mistake in &mistakes {
-        tracing::warn!(controller = "network", reason = %stdx::chain(mistake), "left out of the network");
-    }
-    // Whoever tells people why something is not there listens.
-    let left_out = plan
-        .notes
-        .into_iter()
-        .chain(mistakes.iter().filter_map(about_site))
-        .collect();
+    let (spec, left_out) = spec_of(&watched.world(), &config.instance, &config.edge, &config.here);
     notes.send_if_modified(|now| {
         let changed = *now != left_out;
         *now = left_out;

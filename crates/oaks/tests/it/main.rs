@@ -12,3 +12,4 @@ mod faults;
 mod instance;
 mod kubectl;
 mod two_hosts;
+mod vnet_diff;
