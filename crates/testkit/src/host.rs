@@ -137,6 +137,9 @@ impl Host {
             bail!("a wire {name}: {}", String::from_utf8_lossy(&out.stderr));
         }
         for (host, address) in [(self, address), (other, other_address)] {
+            // IPv6 puts an address and a route on a link a moment after it came up, and snapshots would differ by them.
+            let off = format!("echo 1 > /proc/sys/net/ipv6/conf/{name}/disable_ipv6");
+            host.run("sh", &["-c", &off])?;
             host.run("ip", &["addr", "add", address, "dev", name])?;
             host.run("ip", &["link", "set", name, "up"])?;
         }
